@@ -1,0 +1,146 @@
+"""Appending to one partition: one write a call, confirmed by an fsync that calls may share."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from storage.errors import AfterlogError, AppendError
+from storage.locks import locked
+from storage.segment import create_segment, fsync_directory, is_full, list_segments, make_directory
+from storage.steps import reached
+from storage.times import now
+
+LOCK = ".lock"
+
+
+class _Tail:
+    """The newest segment as this process last saw it; closed when the last writer lets go of it."""
+
+    def __init__(self, base: int, path: Path) -> None:
+        self.base, self.path = base, path
+        self.handle = os.open(path, os.O_RDWR | os.O_APPEND)
+
+    def __del__(self) -> None:
+        os.close(self.handle)
+
+
+class PartitionWriter:
+    """Appends to one partition, together with any number of other threads and processes.
+
+    Whoever appends holds the partition's lock file, also by hand: `flock .lock sh -c 'cat >> newest'`.
+    """
+
+    def __init__(self, directory: Path, name: str, *, limit: int, daily: bool) -> None:
+        self.directory, self.name, self.limit, self.daily = directory, name, limit, daily
+        self._write_lock, self._sync_lock = threading.Lock(), threading.Lock()
+        self._tail: _Tail | None = None
+        self._newest: tuple[_Tail, int] | None = None  # where this process wrote last, and up to which offset
+        self._synced = 0
+        make_directory(directory)
+
+    def append(self, lines: Sequence[bytes] | Callable[[int], Sequence[bytes]]) -> list[int]:
+        """Append lines (without their newlines) and give their offsets, once an fsync covers them.
+
+        `lines` may be a function of the stamp, which is taken under the lock and never less than the one before.
+
+        Raises:
+            AppendError: the write failed half way; it names the offsets that are in.
+        """
+        with self._write_lock, locked(self.directory / LOCK) as lock:
+            if callable(lines):
+                lines = lines(_stamp(lock))
+            try:
+                tail, start = self._prepare()
+            except OSError as error:
+                raise self._failed(error, []) from error
+            offsets, end = _offsets(lines, start)
+            failure = self._write(tail, lines, start, offsets)
+            self._newest = (tail, end if failure is None else start)
+        reached("append-written")
+        self._sync(end)
+        reached("append-synced")
+        if failure is not None:
+            raise failure
+        return offsets
+
+    def _prepare(self) -> tuple[_Tail, int]:
+        """The segment to write to, its last line closed, and the offset where the next one begins."""
+        segments = list_segments(self.directory)
+        newest = segments[-1] if segments else create_segment(self.directory, 0)
+        tail = self._use(newest.base, newest.path)
+        state = os.fstat(tail.handle)
+        size = state.st_size
+        if size and os.pread(tail.handle, 1, size - 1) != b"\n":
+            size += self._write_all(tail, b"\n")  # a torn line is closed, never cut
+        if is_full(size, state.st_mtime, now(), self.limit, self.daily):
+            os.fsync(tail.handle)
+            newest = create_segment(self.directory, tail.base + size)
+            tail, size = self._use(newest.base, newest.path), 0
+            reached("segment-rolled")
+        return tail, tail.base + size
+
+    def _use(self, base: int, path: Path) -> _Tail:
+        if self._tail is None or self._tail.path != path:
+            self._tail = _Tail(base, path)
+            fsync_directory(self.directory)  # whoever made it may have died before its name was durable
+        return self._tail
+
+    def _write_all(self, tail: _Tail, data: bytes) -> int:
+        written = 0
+        while written < len(data):
+            written += os.write(tail.handle, data[written:] if written else data)
+        return written
+
+    def _write(self, tail: _Tail, lines: Sequence[bytes], start: int, offsets: list[int]) -> AppendError | None:
+        if not lines:
+            return None
+        try:
+            self._write_all(tail, b"\n".join([*lines, b""]))
+        except OSError as error:
+            end = tail.base + os.fstat(tail.handle).st_size
+            # A line that lacks nothing but its newline is in: the next append closes it.
+            whole = [at for at, line in zip(offsets, lines, strict=True) if start < end >= at + len(line)]
+            failure = self._failed(error, whole)
+            failure.__cause__ = error
+            return failure
+        return None
+
+    def _failed(self, error: OSError, offsets: list[int]) -> AppendError:
+        return AppendError(
+            f"cannot write: {error.strerror}", where=str(self.directory), offsets=offsets, remaining=len(offsets)
+        )
+
+    def _sync(self, end: int) -> None:
+        """Return once an fsync covers everything before `end`; whoever waits for the lock may find it done."""
+        with self._sync_lock:
+            if self._newest is None or self._synced >= end:
+                return
+            tail, written = self._newest  # older segments were made durable when they were sealed
+            try:
+                os.fsync(tail.handle)
+            except OSError as error:
+                raise AfterlogError(
+                    f"cannot make the last lines durable: {error.strerror}",
+                    where=str(tail.path),
+                    do="They are in the log, and may be lost with the machine's power: check the disk",
+                ) from error
+            self._synced = max(self._synced, written)
+
+
+def _offsets(lines: Sequence[bytes], start: int) -> tuple[list[int], int]:
+    offsets, at = [], start
+    for line in lines:
+        offsets.append(at)
+        at += len(line) + 1
+    return offsets, at
+
+
+def _stamp(lock: int) -> int:
+    """The wall clock, but never less than the stamp before, which the lock file remembers."""
+    before = os.pread(lock, 20, 0).strip()
+    stamp = max(now(), int(before)) if before.isdigit() else now()
+    os.pwrite(lock, b"%020d" % stamp, 0)
+    return stamp

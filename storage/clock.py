@@ -1,0 +1,133 @@
+"""The log `clock`: wall time, settings and code versions, written down before they are used.
+
+One lock orders it against the logs: a tick's ends are read and the tick is made durable under the exclusive lock, and a
+follower reads ends and ticks together under the shared one. So no follower can be past a tick that it has not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from storage.errors import LostDataError
+from storage.locks import locked
+from storage.reader import PartitionReader
+from storage.store import Store
+from storage.times import now
+
+CLOCK = "clock"
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Wall time as of which everything before `ends` (by `log/partition`) was known; `next_offset` is the one after it."""
+
+    as_of: int
+    ends: dict[str, int]
+    next_offset: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What is there to be followed: the end of each partition, and the ticks not applied yet."""
+
+    ends: dict[int, int]
+    ticks: list[Tick] = field(default_factory=list)
+    clock_end: int = 0
+
+
+class Clock:
+    """Reads and writes the log `clock`. Not to be shared between threads."""
+
+    def __init__(self, store: Store, logs: Sequence[str]) -> None:
+        self.store, self.logs = store, tuple(logs)
+        self._lock = store.lock_path(CLOCK)
+        self._reader = store.reader(CLOCK, 0)
+        self._readers: dict[tuple[str, int], PartitionReader] = {}
+
+    def close(self) -> None:
+        """Close every file."""
+        for reader in (self._reader, *self._readers.values()):
+            reader.close()
+
+    def snapshot(self, log: str, partition: int, tick_offset: int) -> Snapshot:
+        """The end of a partition, and the ticks from `tick_offset` of the clock on.
+
+        Raises:
+            LostDataError: `tick_offset` lies beyond the clock's end.
+        """
+        with locked(self._lock, shared=True):
+            end = self._end(log, partition)
+            clock_end = self._reader.end()
+        if tick_offset > clock_end:
+            raise LostDataError(
+                "the clock is shorter than what was read from it", where=f"{CLOCK}/0", found=clock_end,
+                expected=f"at least {tick_offset}", do="Restore the newer copy of the log `clock`",
+            )  # fmt: skip
+        return Snapshot({partition: end}, self._ticks(tick_offset, clock_end), clock_end)
+
+    def tick(self, as_of: int) -> Tick | None:
+        """Write down `as_of` with the ends of the logs as they are now, durably.
+
+        It counts as the greatest so far. None where nothing has changed since the last tick.
+        """
+        with locked(self._lock):
+            last = self.last_tick()
+            ends = {f"{log}/{part}": self._end(log, part) for log in self.logs for part in self.store.partitions(log)}
+            if last is not None and as_of <= last.as_of:
+                if ends == last.ends:
+                    return None
+                as_of = last.as_of
+            for log in self.logs:
+                for part in self.store.partitions(log):
+                    self._readers[log, part].sync(ends[f"{log}/{part}"])
+            line = _line("TICK", {"type": "TICK", "as_of": as_of, "ends": ends}, as_of)
+            offset = self.store.writer(CLOCK, 0).append([line])[0]
+            return Tick(as_of, ends, offset + len(line) + 1)
+
+    def record_version(self, processor: str, generation: int, version: dict[str, Any], ends: dict[str, int]) -> None:
+        """Write down with which settings and code a processor goes on from `ends`, before it does."""
+        obj = {"type": "VERSION", "processor": processor, "generation": generation, **version, "from": ends}
+        self.store.writer(CLOCK, 0).append([_line("VERSION", obj, now())])
+
+    def last_tick(self) -> Tick | None:
+        """The newest tick, found from the clock's end."""
+        end = stop = self._reader.end()
+        while stop > 0:
+            start = self._reader.line_start(max(0, stop - 65_536))
+            for tick in reversed(self._ticks(start, end)):
+                return tick
+            stop = start
+        return None
+
+    def _end(self, log: str, partition: int) -> int:
+        reader = self._readers.get((log, partition))
+        if reader is None:
+            reader = self._readers[log, partition] = self.store.reader(log, partition)
+        return reader.end()
+
+    def _ticks(self, start: int, end: int) -> list[Tick]:
+        ticks = []
+        while block := self._reader.read(start, end, 4 << 20, 1 << 20):
+            start = block.start
+            for line in block.lines:
+                start += len(line) + 1
+                event = orjson.loads(line)
+                if event["verb"] == "TICK":
+                    ticks.append(Tick(event["object"]["as_of"], event["object"]["ends"], start))
+        return ticks
+
+
+def _line(verb: str, obj: dict[str, Any], at: int) -> bytes:
+    return orjson.dumps(
+        {
+            "subject": {"id": "CLOCK"},
+            "verb": verb,
+            "object": obj,
+            "context": {"at": at},
+            "event": {"inserted_at": now()},
+        }
+    )

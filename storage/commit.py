@@ -1,0 +1,146 @@
+"""One commit: source durable, derived bytes durable, then one transaction with everything else.
+
+The order is the guarantee. Whatever dies in between, the next run begins at the checkpoint and gives the same bytes again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+from storage.database import Database
+from storage.derived import DerivedWriter
+from storage.errors import ConflictError
+from storage.reader import PartitionReader
+from storage.steps import reached
+from storage.tables import Checkpoint
+from storage.times import now
+
+Statement = tuple[sa.Executable, Sequence[Mapping[str, Any]]]
+
+_SET_END = sa.text(
+    'INSERT INTO committed_end (log, generation, partition, "end") VALUES (:log, :generation, :partition, :end) '
+    'ON CONFLICT (log, generation, partition) DO UPDATE SET "end" = excluded."end"'
+)
+
+
+@dataclass
+class Position:
+    """Where a processor stands in one partition: what its checkpoint row says."""
+
+    id: int
+    processor: str
+    generation: int
+    log: str
+    partition: int
+    offset: int = 0
+    clock: int = 0
+    as_of: int = 0
+    tick_offset: int = 0
+    commit: int = 0
+    version: str = ""
+    changed_at: int = -1
+    lines: int = 0
+    processed: int = 0
+    quarantined: int = 0
+    ignored: int = 0
+    derived: int = 0
+
+
+@dataclass
+class Target:
+    """The partition of the derived log that a processor writes, and its committed end."""
+
+    log: str
+    writer: DerivedWriter
+    end: int
+
+
+@dataclass
+class Pending:
+    """What was read and given since the last commit."""
+
+    lines: list[bytes] = field(default_factory=list)
+    statements: list[Statement] = field(default_factory=list)
+
+
+def load_position(database: Database, processor: str, generation: int, log: str, partition: int) -> Position:
+    """The position of a processor, its row made where it never ran."""
+    where = {"processor": processor, "generation": generation, "log": log, "partition": partition}
+    table: sa.Table = Checkpoint.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
+    with database.write() as connection:
+        wanted = sa.select(table).filter_by(**where)
+        row = connection.execute(wanted).mappings().first()
+        if row is None:
+            fresh = Checkpoint.model_validate(where).model_dump(exclude={"id"})
+            connection.execute(sa.insert(table), [fresh])
+            row = connection.execute(wanted).mappings().one()
+    return Position(**{key: value for key, value in row.items() if key != "committed_at"})
+
+
+def commit(
+    database: Database, source: PartitionReader, target: Target | None, position: Position, pending: Pending
+) -> int:
+    """Make `pending` and `position` durable, as one; gives how many bytes of an unconfirmed tail were cut.
+
+    `position.commit` is the number that was read; it is raised by one.
+
+    Raises:
+        ConflictError: another run committed meanwhile; nothing has changed.
+        NondeterminismError: an unconfirmed tail holds other bytes than `pending`.
+    """
+    reached("commit-begun")
+    source.sync(position.offset)
+    reached("source-synced")
+    data = b"".join(pending.lines)
+    cut = 0
+    if target is not None and data:
+        cut = target.writer.extend(target.end, data, may_differ=position.changed_at == position.commit)
+    with database.write() as connection:
+        _swap(connection, position, 1)
+        for sql, rows in pending.statements:
+            connection.execute(sql, list(rows))
+        if target is not None and data:
+            end = {"log": target.log, "generation": position.generation, "partition": position.partition}
+            connection.execute(_SET_END, [{**end, "end": target.end + len(data)}])
+        reached("transaction-ready")
+    reached("committed")
+    position.commit += 1
+    if target is not None:
+        target.end += len(data)
+    return cut
+
+
+def save_version(database: Database, position: Position, version: str) -> None:
+    """Note, before it is used, that another version of settings and code goes on from here.
+
+    From now until the next commit an unconfirmed tail may be the work of the version before.
+    """
+    if position.version:
+        position.changed_at = position.commit
+    position.version = version
+    with database.write() as connection:
+        _swap(connection, position, 0)
+
+
+def _swap(connection: sa.Connection, position: Position, raised: int) -> None:
+    table: sa.Table = Checkpoint.__table__  # type: ignore[attr-defined]
+    names = (
+        "offset", "clock", "as_of", "tick_offset", "version", "changed_at",
+        "lines", "processed", "quarantined", "ignored", "derived",
+    )  # fmt: skip
+    values = {name: getattr(position, name) for name in names}
+    mine = (table.c.id == position.id, table.c.generation == position.generation, table.c.commit == position.commit)
+    done = connection.execute(
+        sa.update(table).where(*mine).values(**values, commit=position.commit + raised, committed_at=now())
+    )
+    if done.rowcount != 1:
+        raise ConflictError(
+            "another run has committed since this one read its checkpoint",
+            where=f"processor {position.processor}, {position.log}/{position.partition}",
+            expected=f"commit number {position.commit}",
+            do="This run has changed nothing; the other one goes on",
+        )

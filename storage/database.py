@@ -1,0 +1,121 @@
+"""The database: made and migrated at first use, one writer's transaction at a time.
+
+SQLite in WAL with synchronous FULL is the default; nothing here is said that PostgreSQL would not understand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
+
+from storage.errors import AfterlogError, UsageError
+from storage.locks import locked
+
+HEAD = "0001"  # the newest migration; a test holds it against the scripts
+
+
+class Database:
+    """One engine; `write()` gives a transaction that commits or leaves no trace, `read()` a look."""
+
+    def __init__(self, url: str, home: Path) -> None:
+        self.url, self.home = url, home
+
+    @cached_property
+    def engine(self) -> sa.Engine:
+        """The engine, its schema at the newest migration.
+
+        Raises:
+            UsageError: the URL is none that SQLAlchemy knows.
+            AfterlogError: the database is newer than this program.
+        """
+        try:
+            engine = sa.create_engine(self.url, **self._options())
+        except sa.exc.ArgumentError as error:
+            raise UsageError(
+                f"setting AFTERLOG_DATABASE_URL: {error}", do="Give a URL such as sqlite:////path"
+            ) from error
+        if engine.dialect.name == "sqlite":
+            sa.event.listen(engine, "connect", _configure_sqlite)
+            sa.event.listen(engine, "begin", _begin_immediate)
+        self._migrate(engine)
+        return engine
+
+    @contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """A transaction: all of it or nothing."""
+        with self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """A connection for looking only; every statement sees what is committed by then."""
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            yield connection
+
+    def dispose(self) -> None:
+        """Close every connection."""
+        if "engine" in self.__dict__:
+            self.engine.dispose()
+
+    def _options(self) -> dict[str, Any]:
+        if self.url.startswith("sqlite"):
+            return {"connect_args": {"timeout": 60, "check_same_thread": False}}
+        return {"pool_pre_ping": True}
+
+    def _migrate(self, engine: sa.Engine) -> None:
+        if _revision(engine) == HEAD:
+            return
+        with locked(self.home / ".migrate.lock"):
+            if _revision(engine) == HEAD:
+                return
+            from alembic import command  # half a second of imports that only a new schema needs
+            from alembic.config import Config
+            from alembic.util import CommandError
+
+            config = Config()
+            config.set_main_option("script_location", "storage:migrations")
+            with engine.begin() as connection:
+                config.attributes["connection"] = connection
+                try:
+                    command.upgrade(config, "head")
+                except CommandError as error:
+                    raise AfterlogError(
+                        f"the database is of another version of Afterlog: {error}",
+                        where=engine.url.render_as_string(hide_password=True),
+                        do="Run the version of Afterlog that wrote it, or a newer one",
+                    ) from error
+
+
+def _revision(engine: sa.Engine) -> str | None:
+    try:
+        with engine.connect() as connection:
+            if not sa.inspect(connection).has_table("alembic_version"):
+                return None
+            return str(connection.scalar(sa.text("SELECT version_num FROM alembic_version")))
+    except OperationalError as error:
+        raise AfterlogError(
+            f"cannot open the database: {error.orig}",
+            where=engine.url.render_as_string(hide_password=True),
+            do="Check AFTERLOG_HOME and AFTERLOG_DATABASE_URL",
+        ) from error
+
+
+def _configure_sqlite(connection: Any, _record: object) -> None:
+    # The driver's own transactions begin too late; SQLAlchemy's "begin" says it in full.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "cache_size=-16000", "busy_timeout=60000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_immediate(connection: sa.Connection) -> None:
+    # Two transactions that both read before they write would otherwise fail at once, whatever the timeout.
+    if connection.get_isolation_level() != "AUTOCOMMIT":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")

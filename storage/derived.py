@@ -1,0 +1,158 @@
+"""Writing a derived log: its bytes go in at its committed end, and what a crash left there is compared, not cut."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from storage.append import LOCK
+from storage.errors import AfterlogError, LostDataError, NondeterminismError
+from storage.locks import locked
+from storage.segment import (
+    Segment,
+    create_segment,
+    file_end,
+    fsync_directory,
+    is_full,
+    list_segments,
+    make_directory,
+)
+from storage.steps import reached
+from storage.times import now
+
+
+class DerivedWriter:
+    """The one writer of a partition of a derived log; it works under its processor's lock."""
+
+    def __init__(self, directory: Path, name: str, *, limit: int, daily: bool) -> None:
+        self.directory, self.name, self.limit, self.daily = directory, name, limit, daily
+        make_directory(directory)
+
+    def extend(self, end: int, data: bytes, *, may_differ: bool) -> int:
+        """Have `data` durably at offset `end`, the committed end, and give how many bytes of a tail were cut.
+
+        Bytes that are there already must be the same. Only where `may_differ` (code or settings changed in between) is
+        a tail that differs cut instead.
+
+        Raises:
+            NondeterminismError: what is there differs.
+            LostDataError: the files end before `end`.
+        """
+        with locked(self.directory / LOCK):
+            there = file_end(self.directory)
+            self._check_end(end, there)
+            same = self._common(end, data, there)
+            cut = 0
+            if same < min(len(data), there - end):
+                if not may_differ:
+                    raise self._difference(end + same, data[same:])
+                cut = there - end
+                self._cut(end)
+                same = 0
+            try:
+                self._write(end + same, data[same:])
+            except OSError as error:
+                raise AfterlogError(f"cannot write: {error.strerror}", where=str(self.directory)) from error
+        return cut
+
+    def tail(self, end: int) -> bytes:
+        """What lies beyond the committed end."""
+        with locked(self.directory / LOCK):
+            there = file_end(self.directory)
+            self._check_end(end, there)
+            return b"".join(_pieces(list_segments(self.directory), end, there))
+
+    def cut(self, end: int) -> None:
+        """Drop what lies beyond `end`; for bytes that nobody was ever told of."""
+        with locked(self.directory / LOCK):
+            self._cut(end)
+
+    def _check_end(self, end: int, there: int) -> None:
+        if there < end:
+            raise LostDataError(
+                "the derived log is shorter than its committed end",
+                where=f"{self.name} in {self.directory}",
+                found=f"{there} bytes",
+                expected=f"at least {end}",
+                do="Restore the newer copy of the log, or an older copy of Afterlog's database",
+            )
+
+    def _common(self, end: int, data: bytes, there: int) -> int:
+        """How many bytes of `data` are at `end` already."""
+        view, done = memoryview(data), 0
+        for piece in _pieces(list_segments(self.directory), end, min(there, end + len(data))):
+            if piece != view[done : done + len(piece)]:
+                return done + next(i for i, byte in enumerate(piece) if byte != data[done + i])
+            done += len(piece)
+        return done
+
+    def _write(self, at: int, data: bytes) -> None:
+        segments = list_segments(self.directory)
+        newest = segments[-1] if segments else create_segment(self.directory, 0)
+        state = newest.path.stat()
+        whole_lines = at == newest.base + state.st_size and (at == newest.base or _ends_line(newest.path))
+        if data and whole_lines and is_full(state.st_size, state.st_mtime, now(), self.limit, self.daily):
+            _fsync(newest.path)  # a crash may have left its last bytes only in memory
+            newest = create_segment(self.directory, at)
+        handle = os.open(newest.path, os.O_WRONLY | os.O_APPEND)
+        try:
+            done = 0
+            while done < len(data):
+                done += os.write(handle, data[done:] if done else data)
+            reached("derived-written")
+            os.fsync(handle)
+            fsync_directory(self.directory)
+            reached("derived-synced")
+        finally:
+            os.close(handle)
+
+    def _cut(self, end: int) -> None:
+        for segment in reversed(list_segments(self.directory)):
+            if segment.base >= end and segment.base > 0:
+                segment.path.unlink()
+                continue
+            handle = os.open(segment.path, os.O_WRONLY)
+            try:
+                os.ftruncate(handle, end - segment.base)
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+            break
+        fsync_directory(self.directory)
+
+    def _difference(self, at: int, data: bytes) -> NondeterminismError:
+        found = b"".join(_pieces(list_segments(self.directory), at, at + 80))
+        return NondeterminismError(
+            "the processor gave other bytes than before, for the same input, code and settings",
+            where=f"{self.name}:{at}",
+            found=f"in the file {found[:80]!r}",
+            expected=f"as given now {data[:80]!r}",
+            do="Find what in the processor depends on more than its input; nothing was changed",
+        )
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _ends_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def _pieces(segments: list[Segment], start: int, end: int) -> list[bytes]:
+    """The bytes from `start` to `end`, a piece a segment."""
+    pieces = []
+    for segment in segments:
+        size = segment.path.stat().st_size
+        low, high = max(start, segment.base), min(end, segment.base + size)
+        if low < high:
+            with segment.path.open("rb") as file:
+                file.seek(low - segment.base)
+                pieces.append(file.read(high - low))
+    return pieces

@@ -1,0 +1,143 @@
+"""The front door: what producers append to raw logs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import orjson
+from msgspec import UNSET, UnsetType
+
+from storage.errors import UsageError
+from storage.event import Rejected
+from storage.judge import judge
+from storage.partition import partition_of
+from storage.store import Store
+from storage.times import now, parse_time
+
+REFUSED = "refused"
+
+
+class _Stamp(msgspec.Struct):
+    inserted_at: int | float | str | UnsetType = UNSET
+
+
+class _Stamped(msgspec.Struct):
+    event: _Stamp | UnsetType = UNSET
+
+
+class _Subject(msgspec.Struct):
+    id: int | str
+
+
+class _Subjected(msgspec.Struct):
+    subject: _Subject
+
+
+_decode_stamp = msgspec.json.Decoder(_Stamped).decode
+_decode_subject = msgspec.json.Decoder(_Subjected).decode
+
+
+@dataclass
+class Appended:
+    """Where lines went: `positions` are (partition, offset) in the order given, None for one that was refused."""
+
+    positions: list[tuple[int, int] | None] = field(default_factory=list)
+    refused: list[int] = field(default_factory=list)
+
+
+def append_lines(store: Store, log: str, lines: Sequence[bytes]) -> Appended:
+    """Append raw lines, without their newlines, exactly as they are; nothing is stamped.
+
+    A line whose `event.inserted_at` lies ahead of the wall clock by more than the setting goes to the log `refused`.
+
+    Raises:
+        UsageError: a line has a newline inside.
+        AppendError: the write failed half way; it names the offsets that are in.
+    """
+    latest = now() + store.settings.ahead
+    result = Appended([None] * len(lines), [i for i, line in enumerate(lines) if _is_ahead(line, latest)])
+    refused = set(result.refused)
+    groups: dict[int, list[int]] = {}
+    for index, line in enumerate(lines):
+        if b"\n" in line:
+            raise UsageError(f"line {index + 1} has a newline inside", do="Pass one event a line")
+        if index not in refused:
+            groups.setdefault(_partition(line, store.settings.partitions), []).append(index)
+    if refused:
+        store.writer(REFUSED, 0).append([lines[i] for i in result.refused])
+    for partition, indexes in groups.items():
+        offsets = store.writer(log, partition).append([lines[i] for i in indexes])
+        for index, offset in zip(indexes, offsets, strict=True):
+            result.positions[index] = (partition, offset)
+    return result
+
+
+def append_events(
+    store: Store, log: str, events: Sequence[Mapping[str, Any]], *, inserted_by: str | None = None
+) -> list[tuple[int, int]]:
+    """Append events, each stamped with `event.inserted_at` (and `inserted_by`, where given); gives their positions.
+
+    Raises:
+        UsageError: an event is none: the judge's reason says why. Nothing was appended.
+        AppendError: the write failed half way; it names the offsets that are in.
+    """
+    groups: dict[int, list[int]] = {}
+    for index, event in enumerate(events):
+        line = _dump(event, now(), inserted_by, index)
+        _check(line, index, store.settings.max_line)
+        groups.setdefault(_partition(line, store.settings.partitions), []).append(index)
+    positions: list[tuple[int, int]] = [(0, 0)] * len(events)
+    for partition, indexes in groups.items():
+        chosen = [(i, events[i]) for i in indexes]
+        offsets = store.writer(log, partition).append(
+            lambda stamp, chosen=chosen: [_dump(event, stamp, inserted_by, i) for i, event in chosen]  # type: ignore[misc]
+        )
+        for index, offset in zip(indexes, offsets, strict=True):
+            positions[index] = (partition, offset)
+    return positions
+
+
+def _dump(event: Mapping[str, Any], stamp: int, inserted_by: str | None, index: int) -> bytes:
+    meta = event.get("event")
+    stamped = {**(meta if isinstance(meta, Mapping) else {}), "inserted_at": stamp}
+    if inserted_by is not None:
+        stamped["inserted_by"] = inserted_by
+    try:
+        return orjson.dumps({**event, "event": stamped})
+    except TypeError as error:
+        raise UsageError(f"event {index + 1} is no JSON: {error}", do="Nothing was appended; correct it") from error
+
+
+def _check(line: bytes, index: int, max_line: int) -> None:
+    if len(line) > max_line:
+        raise UsageError(f"event {index + 1} is too long", found=f"{len(line)} bytes", expected=f"at most {max_line}")
+    try:
+        judge(line, 0, 0)
+    except Rejected as error:
+        raise UsageError(f"event {index + 1} is none: {error}", do="Nothing was appended; correct it") from error
+
+
+def _is_ahead(line: bytes, latest: int) -> bool:
+    try:
+        stamp = _decode_stamp(line).event
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return False  # the judge will say what is wrong with it
+    if stamp is UNSET or stamp.inserted_at is UNSET:
+        return False
+    value = stamp.inserted_at
+    if isinstance(value, float):
+        return (value * 1000 if value < 1e11 else value) > latest
+    millis = parse_time(value)
+    return millis is not None and millis > latest
+
+
+def _partition(line: bytes, partitions: int) -> int:
+    if partitions == 1:
+        return 0
+    try:
+        return partition_of(str(_decode_subject(line).subject.id), partitions)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return 0  # a line without a usable subject is bad wherever it lies

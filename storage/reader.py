@@ -1,0 +1,151 @@
+"""Reading one partition of a log: whole lines, from any offset, while others append."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from storage.errors import CorruptLogError, LostDataError
+from storage.event import HEAD, Block
+from storage.segment import Segment, check_contiguous, list_segments, terminated_end
+
+
+class PartitionReader:
+    """Gives the lines of one partition. Not to be shared between threads."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self.directory, self.name = directory, name
+        self._segments: list[Segment] = []
+        self._handle = -1
+        self._open: Segment | None = None
+
+    def close(self) -> None:
+        """Close the file that is open."""
+        if self._handle >= 0:
+            os.close(self._handle)
+        self._handle, self._open = -1, None
+
+    def end(self) -> int:
+        """The offset after the last terminated line; an unterminated last line is not there yet."""
+        self._refresh()
+        if not self._segments:
+            return 0
+        newest = self._segments[-1]
+        handle = self._use(newest)
+        end = terminated_end(handle, os.fstat(handle).st_size)
+        return newest.base + end
+
+    def read(self, start: int, end: int, size: int, max_line: int) -> Block | None:
+        """Whole lines from byte offset `start`, about `size` bytes of them and at least one; None at `end`.
+
+        `end` is the end of a line, and blocks end at the first line end at or after a multiple of `size`, so that
+        readers that began elsewhere meet. Of a line longer than `max_line` that does not fit, the head is read only.
+
+        Raises:
+            CorruptLogError: `start` is not the start of a line.
+            LostDataError: the files end before `end`.
+        """
+        if start >= end:
+            return None
+        segment = self._segment_of(start, end)
+        handle = self._use(segment)
+        length = os.fstat(handle).st_size
+        self._check_line_start(handle, start, segment)
+        goal = min(end, segment.base + length, (start // size + 1) * size)
+        data = os.pread(handle, goal - start, start - segment.base)
+        stop = min(end, segment.base + length)
+        if not data.endswith(b"\n") and start + len(data) < stop:
+            data = self._complete(handle, segment, start, data, max_line + 1, stop)
+        cut = data.rfind(b"\n") + 1
+        if cut == 0:
+            return self._oversized(handle, segment, start, stop)
+        return Block(start, start + cut, data[: cut - 1].split(b"\n"), {})
+
+    def sync(self, upto: int) -> None:
+        """fdatasync the segment that holds the bytes before `upto`; sealed ones were synced when they were sealed."""
+        if upto == 0:
+            return
+        for segment in reversed(self._segments):
+            if segment.base < upto:
+                os.fdatasync(self._use(segment))
+                return
+
+    def line_start(self, offset: int) -> int:
+        """The start of the line that `offset` lies in."""
+        self._refresh()
+        for segment in reversed(self._segments):
+            if segment.base < offset or segment.base == offset == 0:
+                handle = self._use(segment)
+                return segment.base + terminated_end(
+                    handle, min(offset, segment.base + os.fstat(handle).st_size) - segment.base
+                )
+        return 0
+
+    def _complete(self, handle: int, segment: Segment, start: int, data: bytes, reach: int, stop: int) -> bytes:
+        """`data` up to the end of the line that it breaks off in, if that end is within `reach` bytes."""
+        pieces, position, step = [data], start + len(data), 65_536
+        limit = min(stop, position + reach)
+        while position < limit:
+            more = os.pread(handle, min(step, limit - position), position - segment.base)
+            found = more.find(b"\n")
+            if found >= 0:
+                return b"".join([*pieces, more[: found + 1]])
+            pieces.append(more)
+            position, step = position + len(more), min(step * 2, 4 << 20)
+        return data
+
+    def _oversized(self, handle: int, segment: Segment, start: int, stop: int) -> Block:
+        position = start
+        while position < stop:
+            chunk = os.pread(handle, min(1 << 20, stop - position), position - segment.base)
+            found = chunk.find(b"\n")
+            if found >= 0:
+                length = position + found - start
+                head = os.pread(handle, min(HEAD, length), start - segment.base)
+                return Block(start, start + length + 1, [head], {0: length})
+            if not chunk:
+                break
+            position += len(chunk)
+        raise CorruptLogError(
+            "a line has no end before the log's end", where=f"{self.name}:{start}", expected=f"a newline before {stop}"
+        )
+
+    def _segment_of(self, start: int, end: int) -> Segment:
+        if self._open is not None and self._open.base <= start:
+            size = os.fstat(self._handle).st_size
+            if start < self._open.base + size:
+                return self._open
+        self._refresh()
+        for segment in reversed(self._segments):
+            if segment.base <= start:
+                if start >= segment.base + segment.path.stat().st_size:
+                    break
+                return segment
+        last = self._segments[-1] if self._segments else None
+        raise LostDataError(
+            "the log is shorter than what was read from it",
+            where=f"{self.name} in {self.directory}",
+            found=f"{last.base + last.path.stat().st_size if last else 0} bytes",
+            expected=f"at least {end}",
+            do="Restore the newer copy of the log, or restore Afterlog's database to the same moment as this one",
+        )
+
+    def _check_line_start(self, handle: int, start: int, segment: Segment) -> None:
+        if start > segment.base and os.pread(handle, 1, start - segment.base - 1) != b"\n":
+            raise CorruptLogError(
+                "an offset that is not the start of a line",
+                where=f"{self.name}:{start}",
+                do=f"The line there starts at {self.line_start(start)}",
+            )
+
+    def _refresh(self) -> None:
+        segments = list_segments(self.directory)
+        if segments != self._segments:
+            check_contiguous(segments)
+            self._segments = segments
+
+    def _use(self, segment: Segment) -> int:
+        if self._open != segment:
+            self.close()
+            self._handle, self._open = os.open(segment.path, os.O_RDONLY), segment
+        return self._handle

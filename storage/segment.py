@@ -1,0 +1,107 @@
+"""Segments: the files of one partition of a log, each named by the offset of its first byte.
+
+Put together in order they are the log. Only the newest grows; a sealed one never changes.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from storage.errors import CorruptLogError
+from storage.times import DAY
+
+SUFFIX = ".jsonl"
+
+
+class Segment(NamedTuple):
+    """One file: `base` is the offset of its first byte."""
+
+    base: int
+    path: Path
+
+
+def segment_path(directory: Path, base: int) -> Path:
+    """Where the segment that begins at offset `base` lies."""
+    return directory / f"{base:020d}{SUFFIX}"
+
+
+def list_segments(directory: Path) -> list[Segment]:
+    """The segments of a partition, oldest first; none where it was never written."""
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    stems = sorted(name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX))
+    return [Segment(int(stem), directory / (stem + SUFFIX)) for stem in stems if stem.isdigit() and len(stem) == 20]
+
+
+def check_contiguous(segments: list[Segment]) -> None:
+    """Make sure that each segment ends where the next one begins.
+
+    Raises:
+        CorruptLogError: a segment is missing, shorter or longer than its successor says.
+    """
+    expected = 0
+    for segment, successor in zip(segments, [*segments[1:], None], strict=True):
+        if segment.base != expected:
+            raise CorruptLogError(
+                "a segment is missing or has changed its length",
+                where=str(segment.path),
+                found=f"base offset {segment.base}",
+                expected=expected,
+                do="Restore the partition's files from a backup",
+            )
+        if successor is not None:
+            expected = segment.base + segment.path.stat().st_size
+
+
+def file_end(directory: Path) -> int:
+    """The offset after the last byte of a partition, terminated or not."""
+    segments = list_segments(directory)
+    return segments[-1].base + segments[-1].path.stat().st_size if segments else 0
+
+
+def terminated_end(handle: int, size: int) -> int:
+    """The position after the last newline among the first `size` bytes of a file; 0 where it has none."""
+    step = 1
+    while size > 0:
+        start = max(0, size - step)
+        found = os.pread(handle, size - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        size, step = start, 65_536
+    return 0
+
+
+def fsync_directory(directory: Path) -> None:
+    """Make the names in a directory survive a power loss."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory and its parents, for their owner only, each name made durable."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(mode=0o700, exist_ok=True)
+        fsync_directory(path.parent)
+
+
+def create_segment(directory: Path, base: int) -> Segment:
+    """Make the empty file of a new segment, durably."""
+    segment = Segment(base, segment_path(directory, base))
+    os.close(os.open(segment.path, os.O_WRONLY | os.O_CREAT, 0o600))
+    fsync_directory(directory)
+    return segment
+
+
+def is_full(size: int, modified: float, now: int, limit: int, daily: bool) -> bool:
+    """Whether a segment is to be sealed before the next append: at its size, or at UTC midnight."""
+    if size == 0:
+        return False
+    return size >= limit or (daily and int(modified * 1000) // DAY < now // DAY)

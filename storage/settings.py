@@ -1,0 +1,153 @@
+"""Settings: `AFTERLOG_` environment variables over an optional `afterlog.toml`, typed and checked at start."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from storage.errors import UsageError
+
+_UNITS = {"ms": 1, "s": 1000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
+def parse_duration(value: object) -> int:
+    """Milliseconds of a length of time as a person writes it: `90`, `90s`, `30m`, `24h`, `1.5h`, `7d`, `20ms`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d)?", str(value).strip())
+    if isinstance(value, bool) or match is None:
+        raise ValueError("expected a length of time such as 90s, 30m, 24h or 7d")
+    return round(float(match[1]) * _UNITS[match[2] or "s"])
+
+
+Duration = Annotated[int, BeforeValidator(parse_duration), Field(gt=0)]
+"""Milliseconds inside; a person writes `30m`."""
+
+
+class Expected(BaseModel):
+    """A declared mean and deviation of a measure, which then needs no samples."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    mean: float
+    std: float = Field(gt=0)
+
+
+class AnomalySettings(BaseModel):
+    """What is measured on which fields, and what counts as unexpected."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    measures: tuple[str, ...] = (
+        "object.body.length",
+        "object.body.whitespace",
+        "object.body.symbol",
+        "object.body.digit",
+        "object.body.top_word",
+        "object.body.json.length",
+        "object.body.json.keys",
+        "object.body.json.depth",
+        "object.value",
+        "object.item.price",
+        "object.item.count",
+        "order.total",
+    )
+    deviations: float = Field(default=2.0, gt=0)
+    samples: int = Field(default=30, ge=2)
+    expected: dict[str, Expected] = {}
+    """By measure, or by `VERB measure` for one verb."""
+
+
+class Settings(BaseSettings):
+    """Everything that a person may set. Lengths of time are milliseconds inside."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="AFTERLOG_",
+        env_nested_delimiter="__",
+        toml_file="afterlog.toml",
+        extra="forbid",
+        frozen=True,
+        validate_default=False,  # a default Duration is milliseconds already
+    )
+
+    home: Path = Path("data")
+    database_url: SecretStr | None = None
+    partitions: int = Field(1, ge=1, le=1024)
+    max_line: int = Field(1 << 20, ge=1024)
+    ahead: Duration = 300_000
+    segment_bytes: int = Field(64 << 20, ge=1)
+    segment_daily: bool = True
+
+    timeout: Duration = 1_800_000
+    excluded_verbs: frozenset[str] = frozenset()
+    not_after: Duration = 86_400_000
+    reminder_gap: Duration = 86_400_000
+    anomalies: AnomalySettings = AnomalySettings()
+    processors: tuple[str, ...] = ()
+    """Modules of processors of your own, each with a class `Processor`."""
+
+    mail_url: SecretStr = SecretStr("file:outbox")
+    mail_from: str = "Afterlog <afterlog@localhost>"
+    mail_allow: tuple[str, ...] = ()
+    """Only these recipients are mailed, where any are named: addresses, or `@domain`."""
+
+    settle: Duration = 2_000
+    tick_every: Duration = 1_000
+    poll: Duration = 20
+    commit_bytes: int = Field(64 << 20, ge=1)
+    commit_every: Duration = 2_000
+    batch_bytes: int = Field(4 << 20, ge=1)
+    shift_every: Duration = 300_000
+    shift_longest: Duration = 900_000
+    cache_keys: int = Field(20_000, ge=1)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @property
+    def resolved_database_url(self) -> str:
+        """The database's URL: what was set, else SQLite in HOME."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{self.home.resolve() / 'afterlog.db'}"
+
+
+def load_settings(**overrides: object) -> Settings:
+    """The settings of this process, from the environment and `afterlog.toml` in the working folder.
+
+    Raises:
+        UsageError: a setting is unknown or does not fit; the sentence names it, what was found and what fits.
+    """
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks them
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "__".join(str(part) for part in first["loc"])
+        raise UsageError(
+            f"setting AFTERLOG_{name.upper()} (or `{name}` in afterlog.toml): {_plain(first['msg'])}",
+            found="a secret" if name in ("mail_url", "database_url") else repr(first["input"])[:200],
+            do="Correct it and start again",
+        ) from error
+    except SettingsError as error:
+        raise UsageError(f"settings: {error}", do="Correct it and start again") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"no TOML: {error}", where="afterlog.toml", do="Correct it and start again") from error
+
+
+def _plain(message: str) -> str:
+    return message.removeprefix("Value error, ").replace("Extra inputs are not permitted", "no such setting")

@@ -1,0 +1,133 @@
+"""A processor's state: rows of the database, a bounded part of them in memory, written where they changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, TypeVar
+
+import msgspec
+import sqlalchemy as sa
+
+from storage.database import Database
+from storage.tables import State
+
+S = TypeVar("S")
+
+_UPSERT = sa.text(
+    "INSERT INTO state (checkpoint, key, value, due, rank) VALUES (:checkpoint, :key, :value, :due, :rank) "
+    "ON CONFLICT (checkpoint, key) DO UPDATE SET value = excluded.value, due = excluded.due, rank = excluded.rank"
+)
+_DELETE = sa.text("DELETE FROM state WHERE checkpoint = :checkpoint AND key = :key")
+_CHUNK = 500
+
+
+class StateStore(Generic[S]):
+    """The state of one processor in one partition, by its own keys.
+
+    `get` gives the object itself: whoever changes it says so with `put`. What was put is in memory until `statements`
+    went into a commit; `due_before` finds only what is committed.
+    """
+
+    def __init__(self, database: Database, checkpoint: int, kind: type[S], cache_keys: int) -> None:
+        self._database, self._checkpoint, self._cache_keys = database, checkpoint, cache_keys
+        self._encode: Callable[[Any], bytes] = msgspec.msgpack.Encoder().encode
+        self._decode: Callable[[bytes], S] = msgspec.msgpack.Decoder(kind).decode
+        self._cache: dict[str, S | None] = {}
+        self._changed: dict[str, tuple[int, int] | None] = {}
+        with database.read() as connection:
+            mine = State.checkpoint == checkpoint
+            # While nothing was ever evicted, what is not in memory is not in the database either.
+            self._complete = connection.execute(sa.select(sa.literal(1)).where(mine).limit(1)).first() is None  # type: ignore[arg-type]
+        self.earliest = self._earliest()
+
+    def get(self, key: str) -> S | None:
+        """The state under `key`, None where there is none."""
+        try:
+            return self._cache[key]
+        except KeyError:
+            if self._complete:
+                return None
+            self.prefetch([key])
+            return self._cache[key]
+
+    def put(self, key: str, value: S, due: tuple[int, int] | None = None) -> None:
+        """Set the state under `key`; `due` and a rank among equals make it found by `due_before`."""
+        self._cache[key] = value
+        self._changed[key] = due
+        if due is not None and (self.earliest is None or due[0] < self.earliest):
+            self.earliest = due[0]
+
+    def drop(self, key: str) -> None:
+        """Forget the state under `key`."""
+        self._cache[key] = None
+        self._changed[key] = None
+
+    def prefetch(self, keys: Iterable[str]) -> None:
+        """Read what is not in memory yet, many keys a statement."""
+        if self._complete:
+            return
+        missing = [key for key in keys if key not in self._cache]
+        if not missing:
+            return
+        with self._database.read() as connection:
+            for start in range(0, len(missing), _CHUNK):
+                chunk = missing[start : start + _CHUNK]
+                self._cache.update(dict.fromkeys(chunk))
+                rows = connection.execute(
+                    sa.select(State.key, State.value).where(State.checkpoint == self._checkpoint, State.key.in_(chunk))  # type: ignore
+                )
+                for key, value in rows:
+                    self._cache[key] = self._decode(value)
+
+    def due_before(self, bound: int, limit: int) -> list[tuple[str, S]]:
+        """The states due before `bound`, by due and rank, at most `limit`; what is not committed yet is not found."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                sa.select(State.key, State.value)  # type: ignore[call-overload]
+                .where(State.checkpoint == self._checkpoint, State.due < bound)  # type: ignore[operator]
+                .order_by(State.due, State.rank)
+                .limit(limit)
+            ).all()
+        return [(key, self._remember(key, value)) for key, value in rows]
+
+    @property
+    def dirty(self) -> bool:
+        """Whether anything changed since the last commit."""
+        return bool(self._changed)
+
+    def statements(self) -> list[tuple[sa.TextClause, list[dict[str, Any]]]]:
+        """What writes the changes since the last commit."""
+        puts, drops = [], []
+        for key, due in self._changed.items():
+            value = self._cache[key]
+            if value is None:
+                drops.append({"checkpoint": self._checkpoint, "key": key})
+            else:
+                at, rank = due or (None, None)
+                puts.append(
+                    {"checkpoint": self._checkpoint, "key": key, "value": self._encode(value), "due": at, "rank": rank}
+                )
+        return [(sql, rows) for sql, rows in ((_DELETE, drops), (_UPSERT, puts)) if rows]
+
+    def committed(self) -> None:
+        """The changes are in the database: memory may let go of them."""
+        self._changed.clear()
+        if len(self._cache) > self._cache_keys:
+            self._cache.clear()
+            self._complete = False
+
+    def refresh_earliest(self) -> None:
+        """Look up again what is due first; right only when nothing is dirty."""
+        self.earliest = self._earliest()
+
+    def _remember(self, key: str, value: bytes) -> S:
+        found = self._cache.get(key)
+        if found is None:
+            found = self._cache[key] = self._decode(value)
+        return found
+
+    def _earliest(self) -> int | None:
+        wanted = sa.select(sa.func.min(State.due)).where(State.checkpoint == self._checkpoint)  # type: ignore[arg-type]
+        with self._database.read() as connection:
+            found = connection.scalar(wanted)
+        return None if found is None else int(found)

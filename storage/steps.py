@@ -1,0 +1,41 @@
+"""Named steps of a commit: where tests kill the process.
+
+The steps are part of the contract (docs/decisions): a crash between any two of them loses nothing and doubles nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable
+
+_hook: Callable[[str], None] | None = None
+
+
+def reached(step: str) -> None:
+    """Say that `step` was reached; does nothing unless a test has armed a hook."""
+    if _hook is not None:
+        _hook(step)
+
+
+def arm(hook: Callable[[str], None] | None) -> None:
+    """Call `hook` at each step from now on; None disarms."""
+    global _hook  # one process, one hook: this is a test's switch
+    _hook = hook
+
+
+def arm_from_environment() -> None:
+    """Kill this process without notice at the nth time that a step is reached, where `AFTERLOG_TEST_KILL=step:n` says so."""
+    wish = os.environ.get("AFTERLOG_TEST_KILL")
+    if not wish:
+        return
+    wanted, _, nth = wish.rpartition(":")
+    seen: Counter[str] = Counter()
+
+    def kill(step: str) -> None:
+        seen[step] += 1
+        if step == wanted and seen[step] == int(nth):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    arm(kill)

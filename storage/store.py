@@ -1,0 +1,108 @@
+"""One HOME: where its logs, locks and database are."""
+
+from __future__ import annotations
+
+import re
+import threading
+from functools import cached_property
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from storage.append import PartitionWriter
+from storage.database import Database
+from storage.errors import UsageError
+from storage.reader import PartitionReader
+from storage.segment import make_directory
+from storage.settings import Settings
+from storage.tables import CommittedEnd, LiveGeneration
+
+_LOG_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+
+
+def check_log_name(name: str) -> str:
+    """`name`, if a log may be called so.
+
+    Raises:
+        UsageError: it could not be a folder's name, or would lead out of HOME.
+    """
+    if not _LOG_NAME.fullmatch(name) or ".." in name:
+        raise UsageError(
+            "no name for a log",
+            found=repr(name[:100]),
+            expected="lower-case letters, digits, `_`, `.` and `-`, at most 64",
+        )
+    return name
+
+
+class Store:
+    """Everything under one HOME, made at first use."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.home = settings.home.resolve()
+        self._writers: dict[tuple[str, int], PartitionWriter] = {}
+        self._lock = threading.Lock()
+        try:
+            make_directory(self.home / "logs")
+            make_directory(self.home / "locks")
+        except OSError as error:
+            raise UsageError(
+                f"cannot make HOME: {error.strerror}", where=str(self.home), do="Set AFTERLOG_HOME to a folder of yours"
+            ) from error
+
+    @cached_property
+    def database(self) -> Database:
+        """The database, made and migrated when it is first asked for."""
+        return Database(self.settings.resolved_database_url, self.home)
+
+    def directory(self, log: str, partition: int, generation: int = 1) -> Path:
+        """Where a partition's segments lie. Later generations lie beside the first, which has the plain name."""
+        folder = check_log_name(log) if generation == 1 else f"{check_log_name(log)}@{generation}"
+        return self.home / "logs" / folder / str(partition)
+
+    def partitions(self, log: str, generation: int = 1) -> list[int]:
+        """The partitions that a log has, by its folders, and by the setting where it is a raw log to be."""
+        folder = self.directory(log, 0, generation).parent
+        found = {int(path.name) for path in folder.iterdir() if path.name.isdigit()} if folder.is_dir() else set()
+        return sorted(found | {0})
+
+    def logs(self) -> list[str]:
+        """The names of the logs that were ever written."""
+        return sorted(path.name for path in (self.home / "logs").iterdir() if "@" not in path.name)
+
+    def writer(self, log: str, partition: int) -> PartitionWriter:
+        """The one writer of this process for a raw log's partition."""
+        with self._lock:
+            found = self._writers.get((log, partition))
+            if found is None:
+                settings = self.settings
+                found = self._writers[log, partition] = PartitionWriter(
+                    self.directory(log, partition),
+                    f"{log}/{partition}",
+                    limit=settings.segment_bytes,
+                    daily=settings.segment_daily,
+                )
+            return found
+
+    def reader(self, log: str, partition: int, generation: int = 1) -> PartitionReader:
+        """A new reader of a partition."""
+        return PartitionReader(self.directory(log, partition, generation), f"{log}/{partition}")
+
+    def lock_path(self, name: str) -> Path:
+        """The lock file of a processor or a flow."""
+        return self.home / "locks" / name
+
+    def committed_end(self, log: str, partition: int, generation: int = 1) -> int:
+        """Where readers of a derived log stop."""
+        wanted = sa.select(CommittedEnd.end).where(  # type: ignore[call-overload]
+            CommittedEnd.log == log, CommittedEnd.generation == generation, CommittedEnd.partition == partition
+        )
+        with self.database.read() as connection:
+            return int(connection.scalar(wanted) or 0)
+
+    def live_generation(self, processor: str) -> int:
+        """The generation of a processor that is live."""
+        wanted = sa.select(LiveGeneration.generation).where(LiveGeneration.processor == processor)  # type: ignore[call-overload]
+        with self.database.read() as connection:
+            return int(connection.scalar(wanted) or 1)

@@ -1,0 +1,201 @@
+"""Following a log with one processor: from its checkpoint, batch by batch and tick by tick, one commit after another."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import Any
+
+import orjson
+
+from storage.clock import Clock, Snapshot, Tick
+from storage.commit import Pending, Position, Target, commit, load_position, save_version
+from storage.derived import DerivedWriter
+from storage.errors import AfterlogError, CorruptLogError, LostDataError, Stopped
+from storage.event import Batch
+from storage.state import StateStore
+from storage.times import now
+from tasks.processors.contract import Output
+from tasks.run import Run
+
+_DUE_AT_ONCE = 2_000
+
+
+class PartitionFollower:
+    """One processor in one partition, under the processor's lock; whatever goes wrong, it is thrown away and made anew."""
+
+    def __init__(self, run: Run, name: str, partition: int) -> None:
+        self.run, self.partition = run, partition
+        self.processor = run.topology.make(name)
+        store, settings, log = run.store, run.store.settings, self.processor.reads
+        self.derived_source = log in run.topology.derived_logs()
+        self.generation = store.live_generation(name)
+        self.position: Position = load_position(store.database, name, self.generation, log, partition)
+        self.states: StateStore[Any] = StateStore(
+            store.database, self.position.id, self.processor.state, settings.cache_keys
+        )
+        self.reader = store.reader(log, partition)
+        self.clock = Clock(store, run.topology.raw_logs())
+        self.target = self._make_target()
+        self._out = self._new_output()
+        self._pending_bytes, self._pending_since = 0, 0.0
+        self._committed = self._marks()
+        self._record_version()
+
+    def close(self) -> None:
+        """Close every file."""
+        self.reader.close()
+        self.clock.close()
+
+    def snapshot(self) -> Snapshot:
+        """What is there to follow now."""
+        log = self.processor.reads
+        if self.derived_source:
+            return Snapshot({self.partition: self.run.store.committed_end(log, self.partition)})
+        return self.clock.snapshot(log, self.partition, self.position.tick_offset)
+
+    def advance(self, snapshot: Snapshot) -> bool:
+        """Take everything that `snapshot` shows, and commit it; says whether there was anything.
+
+        Raises:
+            Stopped: the run is to stop; what was not committed will be done again.
+            LostDataError: the log is shorter than the checkpoint says.
+        """
+        end = snapshot.ends[self.partition]
+        if end < self.position.offset:
+            raise LostDataError(
+                "the log is shorter than what was read from it",
+                where=f"processor {self.processor.name}, {self.reader.name}",
+                found=f"{end} bytes",
+                expected=f"at least {self.position.offset}",
+                do="Restore the newer copy of the log, or restore Afterlog's database to the same moment as this one",
+            )
+        for tick in snapshot.ticks:
+            at = tick.ends.get(self.reader.name)
+            if at is not None:
+                self._lines_to(at)
+                self._apply(tick)
+            self.position.tick_offset = tick.next_offset
+        self._lines_to(end)
+        self.position.tick_offset = max(self.position.tick_offset, snapshot.clock_end)
+        if self._marks() == self._committed:
+            return False
+        self._commit()
+        return True
+
+    def unconfirmed(self) -> bool:
+        """Whether the derived log that is followed has bytes that its own processor has not committed yet."""
+        return self.derived_source and self.reader.end() > self.position.offset
+
+    def tick_wanted(self, as_of: int) -> bool:
+        """Whether a tick of `as_of` would find something due."""
+        earliest = self.states.earliest
+        return self.processor.ticks and earliest is not None and earliest < self.processor.due(as_of)
+
+    def _lines_to(self, end: int) -> None:
+        position, settings = self.position, self.run.store.settings
+        if end < position.offset:
+            raise CorruptLogError(
+                "a tick lies before the checkpoint", where=f"processor {self.processor.name}, {self.reader.name}",
+                found=end, expected=f"at least {position.offset}", do="Restore the log `clock` and the database together",
+            )  # fmt: skip
+        cache = self.run.derived_batches if self.derived_source else self.run.batches
+        while position.offset < end:
+            if self.run.stop.is_set():
+                raise Stopped("stopped between two batches")
+            batch = cache.get(self.reader, self.processor.reads, self.partition, position.offset, end, position.clock)
+            if batch is None:
+                break
+            self._take(batch)
+            if self._pending_bytes >= settings.commit_bytes or (
+                time.monotonic() - self._pending_since >= settings.commit_every / 1000
+            ):
+                self._commit()
+
+    def _take(self, batch: Batch) -> None:
+        if not self._pending_bytes:
+            self._pending_since = time.monotonic()
+        out, position, ignored = self._out, self.position, self._out.ignored
+        self.states.prefetch(self.processor.keys(batch))
+        self.processor.process(batch, self.states, out)
+        ignored = out.ignored - ignored
+        if not 0 <= ignored <= len(batch.events) or len(batch.events) + len(batch.bad) != batch.lines:
+            raise AfterlogError(
+                f"processor {self.processor.name} does not account for every event",
+                where=f"{self.reader.name}, from {batch.start} to {batch.end}",
+                found=f"{ignored} ignored of {len(batch.events)} good and {len(batch.bad)} bad",
+                expected=f"{batch.lines} in all",
+            )
+        position.lines += batch.lines
+        position.quarantined += len(batch.bad)
+        position.ignored += ignored
+        position.processed += len(batch.events) - ignored
+        position.offset, position.clock = batch.end, batch.clock
+        self._pending_bytes += batch.end - batch.start
+
+    def _apply(self, tick: Tick) -> None:
+        """Take a tick: everything due by then, in order, a part at a time."""
+        position = self.position
+        as_of = max(position.as_of, tick.as_of)
+        if self.tick_wanted(as_of):
+            self._commit()  # the index finds only what is committed
+            bound = self.processor.due(as_of)
+            while due := self.states.due_before(bound, _DUE_AT_ONCE):
+                if self.run.stop.is_set():
+                    raise Stopped("stopped within a tick")
+                self.processor.tick(as_of, due, self.states, self._out)
+                self._commit()
+            self.states.refresh_earliest()
+        position.as_of, position.clock = as_of, max(position.clock, as_of)
+
+    def _commit(self) -> None:
+        if self._marks() == self._committed and not self.states.dirty:
+            return
+        out = self._out
+        self.processor.flush(out)
+        self.position.derived += len(out.lines)
+        pending = Pending(out.lines, [*self.states.statements(), *out.statements])
+        cut = commit(self.run.store.database, self.reader, self.target, self.position, pending)
+        self.states.committed()
+        if cut:
+            self.run.notes.append(
+                f"{self.processor.name}: {cut} bytes that a crash had left unconfirmed were cut, since its code or "
+                "settings changed"
+            )
+        self._out, self._pending_bytes, self._committed = self._new_output(), 0, self._marks()
+
+    def _marks(self) -> tuple[int, ...]:
+        position = self.position
+        return position.offset, position.tick_offset, position.clock, position.as_of
+
+    def _new_output(self) -> Output:
+        return Output(self.processor.reads, self.partition, self.derived_source)
+
+    def _make_target(self) -> Target | None:
+        log, store = self.processor.writes, self.run.store
+        if log is None:
+            return None
+        settings = store.settings
+        writer = DerivedWriter(
+            store.directory(log, self.partition, self.generation),
+            f"{log}/{self.partition}",
+            limit=settings.segment_bytes,
+            daily=settings.segment_daily,
+        )
+        return Target(log, writer, store.committed_end(log, self.partition, self.generation))
+
+    def _record_version(self) -> None:
+        """Write down settings and code, where they are other than at the last commit, before they are used."""
+        version = self.processor.version()
+        digest = hashlib.sha256(orjson.dumps(version, option=orjson.OPT_SORT_KEYS)).hexdigest()
+        position = self.position
+        if digest == position.version:
+            return
+        known = position.version
+        ends = {self.reader.name: position.offset}
+        self.clock.record_version(position.processor, self.generation, {**version, "at": now()}, ends)
+        save_version(self.run.store.database, position, digest)
+        if known:
+            self.run.notes.append(
+                f"{position.processor}: its code or settings changed; they hold from {self.reader.name}:{position.offset} on"
+            )

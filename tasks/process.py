@@ -1,0 +1,244 @@
+"""The two ways to run a processor: to the end of what is there, or following until told to stop."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import sqlalchemy as sa
+
+from storage.batches import BatchCache
+from storage.clock import Clock, Tick
+from storage.commit import Position
+from storage.errors import Stopped, UsageError
+from storage.locks import RunLock
+from storage.store import Store
+from storage.tables import Checkpoint
+from storage.times import now, show
+from tasks.follow import PartitionFollower
+from tasks.run import Run
+
+AsOf = int | Literal["now", "log-end"]
+IDLE_WAIT = 1.0
+UNCONFIRMED_WAIT = 0.005
+
+
+@dataclass
+class Summary:
+    """What a processor did in a run, in all its partitions."""
+
+    processor: str
+    lines: int = 0
+    processed: int = 0
+    quarantined: int = 0
+    ignored: int = 0
+    derived: int = 0
+    bytes: int = 0
+    first: int | None = None
+    last: int = 0
+
+    def add(self, before: Position, after: Position) -> None:
+        """Count what lies between two positions of a partition."""
+        for name in ("lines", "processed", "quarantined", "ignored", "derived"):
+            setattr(self, name, getattr(self, name) + getattr(after, name) - getattr(before, name))
+        self.bytes += after.offset - before.offset
+        self.first = before.offset if self.first is None else min(self.first, before.offset)
+        self.last = max(self.last, after.offset)
+
+
+class FinalTick:
+    """The tick at the end of a finite run: the first follower to get there writes it, the others find it."""
+
+    def __init__(self, as_of: AsOf) -> None:
+        self._as_of, self._lock, self._written = as_of, threading.Lock(), False
+
+    def write(self, run: Run) -> None:
+        """Write the tick, once for the run.
+
+        Raises:
+            UsageError: its time lies ahead of the wall clock.
+        """
+        with self._lock:
+            if not self._written:
+                clock = Clock(run.store, run.topology.raw_logs())
+                try:
+                    clock.tick(self._time(run, clock))
+                finally:
+                    clock.close()
+                self._written = True
+
+    def _time(self, run: Run, clock: Clock) -> int:
+        if self._as_of == "now":
+            return now() - run.store.settings.settle
+        return greatest_clock(run, clock) if self._as_of == "log-end" else self._as_of
+
+
+def check_as_of(as_of: AsOf) -> AsOf:
+    """`as_of`, if it is not later than now.
+
+    Raises:
+        UsageError: it is.
+    """
+    if isinstance(as_of, int) and as_of > (wall := now()):
+        raise UsageError(
+            "as-of lies ahead",
+            found=show(as_of),
+            expected=f"at most now, {show(wall)}",
+            do="Give a time that has passed",
+        )
+    return as_of
+
+
+def start_tick(run: Run) -> Tick | None:
+    """The tick at a run's start: wall time, less what writers may still be busy with."""
+    clock = Clock(run.store, run.topology.raw_logs())
+    try:
+        return clock.tick(now() - run.store.settings.settle)
+    finally:
+        clock.close()
+
+
+def process_to_end(run: Run, name: str, final: FinalTick | None) -> Summary:
+    """Bring a processor to the end of its log, then write the run's last tick, or find it, and apply that.
+
+    Where another run holds the processor, this one does not compete: it waits until that one has got there.
+
+    Raises:
+        Stopped: the run is to stop.
+        AfterlogError: the processor failed; what it committed stands.
+    """
+    summary = Summary(name)
+    for last_round in (False, True) if final else (True,):
+        if last_round and final is not None:
+            final.write(run)
+        for partition in run.store.partitions(run.topology.make(name).reads):
+            _bring(run, name, partition, summary)
+    return summary
+
+
+def follow(run: Run, name: str) -> Summary:
+    """Follow a log with a processor until the run is to stop.
+
+    It waits for the processor's lock first, so a successor may be started while its predecessor still works.
+    """
+    summary = Summary(name)
+    lock = RunLock(run.store.lock_path(f"{name}.lock"), run.holder)
+    try:
+        lock.acquire(run.stop)
+        with _followers(run, name, summary) as followers:
+            while not run.stop.is_set():
+                beat = run.pulse.beat
+                if not _round(run, followers):
+                    run.pulse.wait(beat, _patience(run, followers))
+    except Stopped:
+        pass  # what was committed stands; the successor goes on from there
+    finally:
+        lock.release()
+    return summary
+
+
+def positions(store: Store) -> list[Position]:
+    """Every checkpoint, as it is committed."""
+    table: sa.Table = Checkpoint.__table__  # type: ignore[attr-defined]
+    with store.database.read() as connection:
+        rows = connection.execute(sa.select(table).order_by(table.c.id)).mappings().all()
+    return [Position(**{key: value for key, value in row.items() if key != "committed_at"}) for row in rows]
+
+
+def greatest_clock(run: Run, clock: Clock) -> int:
+    """The greatest clock of the raw logs up to their ends, read on from the checkpoint that is nearest to each."""
+    known = positions(run.store)
+    greatest = 0
+    for log in run.topology.raw_logs():
+        for partition in run.store.partitions(log):
+            nearest = max(
+                (p for p in known if (p.log, p.partition) == (log, partition)), key=lambda p: p.offset, default=None
+            )
+            offset, stamp = (nearest.offset, nearest.clock) if nearest else (0, 0)
+            reader, cache = run.store.reader(log, partition), BatchCache(1 << 20, run.store.settings.max_line, kept=1)
+            while batch := cache.get(reader, log, partition, offset, reader.end(), stamp):
+                offset, stamp = batch.end, batch.clock
+            reader.close()
+            greatest = max(greatest, stamp)
+    last = clock.last_tick()
+    return max(greatest, last.as_of if last else 0)
+
+
+def _bring(run: Run, name: str, partition: int, summary: Summary) -> None:
+    """Bring one partition to where its log is now, by own work or by waiting for the run that is at it."""
+    lock = RunLock(run.store.lock_path(f"{name}.lock"), run.holder)
+    clock = Clock(run.store, run.topology.raw_logs())
+    log = run.topology.make(name).reads
+    derived = log in run.topology.derived_logs()
+    try:
+        if derived:
+            end, tick_offset = run.store.committed_end(log, partition), 0
+        else:
+            last = clock.last_tick()
+            end = last.ends.get(f"{log}/{partition}", 0) if last else 0
+            end, tick_offset = max(end, run.store.reader(log, partition).end()), last.next_offset if last else 0
+    finally:
+        clock.close()
+    while not lock.try_acquire():
+        at = next(
+            (p for p in positions(run.store) if (p.processor, p.log, p.partition) == (name, log, partition)), None
+        )
+        if at is not None and at.offset >= end and at.tick_offset >= tick_offset:
+            return
+        if run.stop.wait(0.02):
+            raise Stopped(f"stopped while waiting for {lock.held_by()}")
+    try:
+        with _followers(run, name, summary, partition) as followers:
+            while _round(run, followers, may_tick=False):
+                pass
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _followers(
+    run: Run, name: str, summary: Summary, partition: int | None = None
+) -> Iterator[list[PartitionFollower]]:
+    """The followers of a processor's partitions; what they did is counted when they end, however they end."""
+    log = run.topology.make(name).reads
+    followers: list[PartitionFollower] = []
+    before: list[Position] = []
+    try:
+        for part in run.store.partitions(log) if partition is None else [partition]:
+            followers.append(PartitionFollower(run, name, part))
+            before.append(Position(**asdict(followers[-1].position)))
+        yield followers
+    finally:
+        after = {p.id: p for p in positions(run.store)} if followers else {}
+        for follower, start in zip(followers, before, strict=True):
+            follower.close()
+            summary.add(start, after[start.id])
+
+
+def _round(run: Run, followers: list[PartitionFollower], *, may_tick: bool = True) -> bool:
+    """Let each follower take what is there; says whether there was anything."""
+    busy = [follower.advance(follower.snapshot()) for follower in followers]
+    if any(busy) or not may_tick:
+        return any(busy)
+    as_of = now() - run.store.settings.settle
+    for follower in followers:
+        if follower.tick_wanted(as_of) and as_of >= follower.position.as_of + run.store.settings.tick_every:
+            return follower.clock.tick(as_of) is not None
+    return False
+
+
+def _patience(run: Run, followers: list[PartitionFollower]) -> float:
+    """How long a follower that found nothing may sleep if no log grows: until something falls due."""
+    for follower in followers:
+        if follower.unconfirmed():
+            return UNCONFIRMED_WAIT
+    settings, wall = run.store.settings, now()
+    waits = [IDLE_WAIT]
+    for follower in followers:
+        if follower.processor.ticks and follower.states.earliest is not None:
+            delay = follower.states.earliest - follower.processor.due(0) + settings.settle - wall
+            waits.append(max(delay, settings.tick_every) / 1000)
+    return min(waits)

@@ -1,0 +1,198 @@
+"""Abandonment: baskets that their customers left, those who turn out to have been there, and those who came back.
+
+`last` is the greatest time at which a customer's interactions happened. A basket with items is abandoned at `last` once
+the customer's next event, or a tick, shows that more than the timeout has passed since. For one event, in this order:
+judge (storage), ignore, flag, forget, retract, recover, basket, `last`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+import orjson
+
+from storage.event import HEAD, Batch, Event
+from storage.times import DAY
+from tasks.processors import basket, contract
+
+FORGET = 30 * DAY
+RECOVER = 7 * DAY
+SYSTEM = "INTERNAL_ABDANDON_SYSTEM"  # spelt as on the wire of the system that this one stands in for
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """`timeout` in milliseconds; `excluded` verbs are no interaction."""
+
+    timeout: int = 1_800_000
+    excluded: tuple[str, ...] = ()
+
+
+class Customer(msgspec.Struct, array_like=True, gc=False):
+    """What is known of one customer. Times in milliseconds; `cause` is the line that raised `last` to its value."""
+
+    last: int = -1
+    started: int = 0
+    cause_offset: int = 0
+    cause: bytes = b""
+    cause_id: bytes = b""  # kept only where `cause` is a digest
+    flagged: bool = False  # whether `last` has an abandonment's value
+    items: dict[str, bytes] = {}
+    open: list[tuple[int, int]] = []  # (at, cause offset) of abandonments that stand and are not recovered
+
+
+class _Subject(msgspec.Struct):
+    id: int | str
+
+
+class _Caused(msgspec.Struct):
+    subject: _Subject
+
+
+_decode_caused = msgspec.json.Decoder(_Caused).decode
+
+
+class Processor(contract.Processor[Customer]):
+    """Gives ABANDONED_BASKET, ABANDONMENT_RETRACTED and RECOVERED_BASKET."""
+
+    name, reads, writes, ticks = "abandonment", "events", "baskets", True
+    state = Customer
+    code = ("tasks.processors.basket",)
+    settings: Settings
+
+    def keys(self, batch: Batch) -> Iterable[str]:
+        """The customers of the batch."""
+        return {event.key for event in batch.events if event.type == "CUSTOMER"}
+
+    def process(self, batch: Batch, state: contract.States[Customer], out: contract.Output) -> None:
+        """Take the interactions of customers; leave out other subjects, excluded verbs, and what is too old to count."""
+        timeout, excluded, get = self.settings.timeout, set(self.settings.excluded), state.get
+        ignored = 0
+        for event in batch.events:
+            clock, at = event.clock, event.at
+            if event.type != "CUSTOMER" or event.verb in excluded or clock - at > FORGET:
+                ignored += 1
+                continue
+            customer = get(event.key)
+            if customer is None:
+                customer = Customer()
+            elif clock > customer.last + timeout:
+                customer = self._after_gap(event, customer, out)
+            if customer.flagged and customer.last < at <= customer.last + timeout:
+                self._retract(event, customer, out)
+            if event.verb == basket.ORDERED and customer.open:
+                self._recover(event, customer, out)
+            basket.apply(customer.items, event)
+            if at > customer.last:
+                self._raise_last(event, customer)
+            state.put(event.key, customer, self._due(customer))
+        out.ignored += ignored
+
+    def due(self, as_of: int) -> int:
+        """Baskets are due whose `last` is more than the timeout before the tick."""
+        return as_of - self.settings.timeout
+
+    def tick(
+        self, as_of: int, due: list[tuple[str, Customer]], state: contract.States[Customer], out: contract.Output
+    ) -> None:
+        """Flag the baskets that are due, and let go of customers that the next event would forget anyway."""
+        for key, customer in due:
+            if self._waits(customer):
+                self._flag(customer, as_of, out)
+            if as_of > customer.last + FORGET:
+                state.drop(key)
+            else:
+                state.put(key, customer, self._due(customer))
+
+    def _waits(self, customer: Customer) -> bool:
+        return bool(customer.items) and not customer.flagged
+
+    def _due(self, customer: Customer) -> tuple[int, int]:
+        """What an index finds: `last` while the basket may yet be abandoned, else the day on which to forget all.
+
+        Days, not moments: a tick is written whenever something is due, and forgetting is worth few of them.
+        """
+        if customer.items and not customer.flagged:
+            return customer.last, customer.cause_offset
+        return ((customer.last + FORGET) // DAY + 1) * DAY - self.settings.timeout, 0
+
+    def _after_gap(self, event: Event, customer: Customer, out: contract.Output) -> Customer:
+        """Flag what this event's clock shows to be abandoned, and forget what it shows to be too old."""
+        if self._waits(customer):
+            self._flag(customer, event.clock, out)
+        return Customer() if event.clock > customer.last + FORGET else customer
+
+    def _raise_last(self, event: Event, customer: Customer) -> None:
+        if customer.last < 0 or event.at > customer.last + self.settings.timeout:
+            customer.started = event.at
+        raw = event.raw
+        customer.last, customer.cause_offset, customer.flagged = event.at, event.offset, False
+        if len(raw) > HEAD:
+            customer.cause = orjson.dumps(contract.verbatim(raw))
+            customer.cause_id = str(event.id).encode() if isinstance(event.id, int) else orjson.dumps(event.id)
+        else:
+            customer.cause, customer.cause_id = raw, b""
+
+    def _flag(self, customer: Customer, inserted_at: int, out: contract.Output) -> None:
+        customer.flagged = True
+        customer.open.append((customer.last, customer.cause_offset))
+        # An order counts within 7 days of the abandonment, and 30 days late at most.
+        customer.open = [pair for pair in customer.open if pair[0] + RECOVER + FORGET >= inserted_at]
+        out.write(
+            {
+                "subject": {"id": self._subject(customer), "type": SYSTEM},
+                "verb": {"type": "ABANDONED_BASKET"},
+                "object": {"type": "BASKET", "basket": orjson.Fragment(basket.basket_json(customer.items))},
+                "context": {
+                    "at": customer.last,
+                    "started_at": customer.started,
+                    "caused_by": orjson.Fragment(customer.cause),
+                    "source": out.source(customer.cause_offset),
+                },
+                "event": {"id": self._id(customer.cause_offset, "abandoned", out), "inserted_at": inserted_at},
+            }
+        )
+
+    def _retract(self, event: Event, customer: Customer, out: contract.Output) -> None:
+        flagged = (customer.last, customer.cause_offset)
+        customer.open = [pair for pair in customer.open if pair != flagged]
+        self._close("ABANDONMENT_RETRACTED", "retracted", {"type": "NONE"}, event, customer.cause_offset, out)
+
+    def _recover(self, event: Event, customer: Customer, out: contract.Output) -> None:
+        """Count the order for the newest abandonment that stands, if it happened within 7 days after it."""
+        found = [pair for pair in customer.open if pair[0] < event.at <= pair[0] + RECOVER]
+        if not found:
+            return
+        newest = max(found)
+        customer.open.remove(newest)
+        value = basket.order_value(event, customer.items)
+        obj = {"type": "ORDER", "value": None if value is None else orjson.Fragment(str(value))}
+        self._close("RECOVERED_BASKET", "recovered", obj, event, newest[1], out)
+
+    def _close(
+        self, verb: str, name: str, obj: dict[str, Any], event: Event, cause_offset: int, out: contract.Output
+    ) -> None:
+        """What `event` showed of an abandonment: its id is that abandonment's, its times and source the event's."""
+        out.write(
+            {
+                "subject": {"id": contract.json_id(event.id), "type": SYSTEM},
+                "verb": {"type": verb},
+                "object": obj,
+                "context": {
+                    "at": event.at,
+                    "abandonment": self._id(cause_offset, "abandoned", out),
+                    "caused_by": contract.verbatim(event.raw),
+                    "source": out.source(event.offset),
+                },
+                "event": {"id": self._id(cause_offset, name, out), "inserted_at": event.clock},
+            }
+        )
+
+    def _id(self, cause_offset: int, name: str, out: contract.Output) -> str:
+        return f"{self.name}/{out.log}:{out.partition}:{cause_offset}/{name}"
+
+    def _subject(self, customer: Customer) -> Any:
+        if customer.cause_id:
+            return orjson.Fragment(customer.cause_id)
+        return contract.json_id(_decode_caused(customer.cause).subject.id)

@@ -1,0 +1,111 @@
+"""Anomalies: values far from what the log has shown before, by verb and measure.
+
+Each value is scored against the mean and the standard deviation of those before it, and learnt after that. One sample at
+a time, in log order, so any split into batches gives the same.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+import orjson
+
+from storage.event import Batch, Event
+from tasks.processors import contract
+from tasks.processors.measures import Measures
+
+BEYOND = 1e15
+
+
+class Expected(msgspec.Struct, frozen=True):
+    """A declared mean and standard deviation."""
+
+    mean: float
+    std: float
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """`deviations`: how many standard deviations are too many; `expected` by measure, or by `VERB measure`."""
+
+    measures: tuple[str, ...]
+    deviations: float = 2.0
+    samples: int = 30
+    expected: dict[str, Expected] = {}
+
+
+class Seen(msgspec.Struct, array_like=True):
+    """The running count, mean and sum of squared distances of a measure (Welford)."""
+
+    samples: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def std(self) -> float:
+        """The standard deviation of what was seen so far."""
+        return math.sqrt(self.squares / self.samples) if self.samples else 0.0
+
+    def learn(self, value: float) -> None:
+        """Take one more sample."""
+        self.samples += 1
+        delta = value - self.mean
+        self.mean += delta / self.samples
+        self.squares += delta * (value - self.mean)
+
+
+class Processor(contract.Processor[Seen]):
+    """Gives UNEXPECTED_DATA."""
+
+    name, reads, writes = "anomalies", "events", "anomalies"
+    state = Seen
+    code = ("tasks.processors.measures", "tasks.processors.basket")
+    settings: Settings
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._measures = Measures(settings.measures)
+
+    def process(self, batch: Batch, state: contract.States[Seen], out: contract.Output) -> None:
+        """Score and learn every measure of every event; an event that has none of them is ignored."""
+        for event in batch.events:
+            measured = False
+            for measure, value in self._measures.of(event):
+                measured = True
+                self._take(event, measure, value, state, out)
+            if not measured:
+                out.ignored += 1
+
+    def _take(self, event: Event, measure: str, value: Any, state: contract.States[Seen], out: contract.Output) -> None:
+        key = f"{event.verb} {measure}"
+        seen = state.get(key) or Seen()
+        expected = self.settings.expected.get(key) or self.settings.expected.get(measure)
+        mean, std = (expected.mean, expected.std) if expected else (seen.mean, seen.std())
+        usable = not isinstance(value, bool) and math.isfinite(value) and abs(value) <= BEYOND
+        if not usable:
+            self._flag(event, measure, value, mean, std, None, seen, out)
+            return
+        distance = abs(value - mean)
+        if (expected or seen.samples >= self.settings.samples) and distance > self.settings.deviations * std:
+            self._flag(event, measure, value, mean, std, distance / std if std else None, seen, out)
+        seen.learn(value)
+        state.put(key, seen)
+
+    def _flag(
+        self,
+        event: Event,
+        measure: str,
+        value: Any,
+        mean: float,
+        std: float,
+        score: float | None,
+        seen: Seen,
+        out: contract.Output,
+    ) -> None:
+        if isinstance(value, float) and not math.isfinite(value):
+            value = orjson.Fragment(b"-1e400" if value < 0 else b"1e400")  # the only infinity that JSON can write
+        obj = {
+            "type": "MEASURE", "measure": measure, "value": value, "mean": mean, "std": std, "score": score,
+            "samples": seen.samples,
+        }  # fmt: skip
+        out.emit(self, event, {"id": "ANOMALY_SYSTEM"}, "UNEXPECTED_DATA", obj, name=measure)

@@ -1,0 +1,151 @@
+"""Baskets: what is in them, and what an order is worth. All of it on the items' own bytes."""
+
+from __future__ import annotations
+
+from decimal import Context, Decimal
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from storage.event import Event
+from storage.times import parse_number
+
+REMOVED = "REMOVED_ITEM_FROM_BASKET"
+ORDERED = "ORDERED"
+_EXACT = Context(prec=400)  # prices and counts are added and multiplied as they are written
+_LONGEST_CHAIN = 8
+
+Fields = dict[str, Raw]
+
+
+class _Named(msgspec.Struct):
+    id: int | str
+
+
+class _Removed(msgspec.Struct):
+    item: _Named
+
+
+class _Order(msgspec.Struct):
+    value: Raw | UnsetType = UNSET
+    basket: Raw | UnsetType = UNSET
+
+
+_decode_removed = msgspec.json.Decoder(_Removed).decode
+_decode_order = msgspec.json.Decoder(_Order).decode
+_decode_id = msgspec.json.Decoder(int | str).decode
+_decode_fields = msgspec.json.Decoder(Fields).decode
+_decode_list = msgspec.json.Decoder(list[Fields]).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def apply(items: dict[str, bytes], event: Event) -> None:
+    """What `event` does to a basket: set a count, take an item out, or empty it.
+
+    An item that was set several times is kept as a chain of what each event carried; `stands` folds it when it is
+    looked at, which for most items is never.
+    """
+    item = event.item
+    if item is not None:
+        if item.count <= 0:
+            items.pop(item.key, None)
+        elif item.key in items:
+            chain = items[item.key] + b"\n" + item.raw
+            items[item.key] = stands(chain) if chain.count(b"\n") >= _LONGEST_CHAIN else chain
+        else:
+            items[item.key] = item.raw
+    elif event.verb == ORDERED:
+        items.clear()
+    elif event.verb == REMOVED:
+        key = removed_key(event)
+        if key is not None:
+            items.pop(key, None)
+
+
+def removed_key(event: Event) -> str | None:
+    """Which item a REMOVED event takes out; None where it names none."""
+    try:
+        return str(_decode_removed(event.object).item.id)
+    except msgspec.MsgspecError:
+        return None
+
+
+def stands(chain: bytes) -> bytes:
+    """An item as it stands: fields that a later event carried replace the earlier ones, others stay."""
+    if b"\n" not in chain:
+        return chain
+    first, *later = chain.split(b"\n")
+    fields = _decode_fields(first)
+    for raw in later:
+        carried = _decode_fields(raw)
+        if "count" in fields and "count" not in carried:
+            fields["count"] = Raw(b"1")  # an absent count is 1
+        fields.update(carried)
+    return _encode(fields)
+
+
+def basket_json(items: dict[str, bytes]) -> bytes:
+    """The items as they stand, in the order in which they came in, as a JSON array."""
+    return b"[" + b",".join([stands(chain) for chain in items.values()]) + b"]"
+
+
+def order_items(event: Event, items: dict[str, bytes]) -> list[Fields]:
+    """What was ordered: the basket that ORDERED carries, else the one that it empties."""
+    return _carried(_parse_order(event)) or [_decode_fields(stands(chain)) for chain in items.values()]
+
+
+def order_value(event: Event, items: dict[str, bytes]) -> Any:
+    """What an order is worth, as exact JSON: what it says itself, else the sum of its items; None where none is known."""
+    order = _parse_order(event)
+    if order.value is not UNSET and (literal := number(order.value)) is not None:
+        return literal
+    return total(_carried(order) or [_decode_fields(stands(chain)) for chain in items.values()])
+
+
+def fields(item: bytes) -> Fields:
+    """An item's fields, each as its own bytes."""
+    return _decode_fields(item)
+
+
+def item_key(item: Fields) -> str | None:
+    """An item's key: `3` and `"3"` are one; None where it has no usable id."""
+    try:
+        return str(_decode_id(item["id"]))
+    except (KeyError, msgspec.MsgspecError):
+        return None
+
+
+def total(items: list[Fields]) -> Decimal | None:
+    """The sum of price times count; None for no items, or where a price is missing or no number."""
+    result = Decimal(0)
+    for fields in items:
+        price = number(fields.get("price"))
+        count = number(fields["count"]) if "count" in fields else Decimal(1)
+        if price is None or count is None:
+            return None
+        result = _EXACT.add(result, _EXACT.multiply(price, count))
+    return result if items else None
+
+
+def number(raw: Raw | None) -> Decimal | None:
+    """The exact value of a JSON number; None for anything else."""
+    literal = b"" if raw is None else bytes(raw).strip()
+    return parse_number(literal.decode()) if literal[:1] in b"-0123456789" and literal else None
+
+
+def _parse_order(event: Event) -> _Order:
+    try:
+        return _decode_order(event.object)
+    except msgspec.MsgspecError:
+        return _Order()
+
+
+def _carried(order: _Order) -> list[Fields]:
+    if order.basket is UNSET:
+        return []
+    try:
+        return _decode_list(order.basket)
+    except msgspec.MsgspecError:
+        # Something in it is no item, so that its total is unknown; what is no list at all counts as absent.
+        return [{}] if bytes(order.basket)[:1] == b"[" else []

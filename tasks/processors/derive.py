@@ -1,0 +1,83 @@
+"""Derive: what follows from one event alone, by rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from storage.event import Batch, Event
+from tasks.processors import contract
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """`not_after`: how long an email is worth sending, in milliseconds from its own stamp."""
+
+    not_after: int = 86_400_000
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Events of `verb` give an EMAIL from `template`, to whom `recipient` says; to nobody where it says None."""
+
+    verb: str
+    template: str
+    recipient: Callable[[Event], dict[str, Any] | None]
+
+
+class _Named(msgspec.Struct):
+    id: int | str
+
+
+_decode_named = msgspec.json.Decoder(_Named).decode
+
+
+def client_of_object(event: Event) -> dict[str, Any] | None:
+    """The client whose id the object carries."""
+    try:
+        return {"id": contract.json_id(_decode_named(event.object).id), "type": "CLIENT"}
+    except msgspec.MsgspecError:
+        return None
+
+
+def customer_of_subject(event: Event) -> dict[str, Any]:
+    """The customer who is the subject, whatever the system calls itself that speaks for them."""
+    return {"id": contract.json_id(event.id), "type": "CUSTOMER"}
+
+
+RULES = (
+    Rule("SUBMIT_TAX", "tax-received", client_of_object),
+    Rule("ORDER_COMPLETED", "order-confirmed", customer_of_subject),
+)
+
+
+class Processor(contract.Processor[dict[str, Any]]):
+    """Applies `RULES`; an event that no rule names is ignored."""
+
+    name, reads, writes = "derive", "events", "reactions"
+    settings: Settings
+
+    def process(self, batch: Batch, state: contract.States[dict[str, Any]], out: contract.Output) -> None:
+        """Give the emails that the rules ask for, in log order."""
+        groups = batch.by_verb()
+        found = [(event, rule) for rule in RULES for event in groups.get(rule.verb, ())]
+        found.sort(key=lambda pair: pair[0].offset)
+        out.ignored += len(batch.events)
+        for event, rule in found:
+            if (recipient := rule.recipient(event)) is not None:
+                out.ignored -= 1
+                self._mail(event, rule, recipient, out)
+
+    def _mail(self, event: Event, rule: Rule, recipient: dict[str, Any], out: contract.Output) -> None:
+        out.emit(
+            self,
+            event,
+            {"id": "EMAIL_SYSTEM"},
+            "EMAIL",
+            {**recipient, "template": rule.template},
+            name=rule.template,
+            at=event.clock,
+            not_after=event.clock + self.settings.not_after,
+        )

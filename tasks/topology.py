@@ -1,0 +1,110 @@
+"""Which processors there are, with which settings, and which logs they read and write."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from storage.clock import CLOCK
+from storage.door import REFUSED
+from storage.errors import UsageError
+from storage.settings import Settings
+from tasks.processors import abandonment, anomalies, contract, derive, normalise, quarantine, remind
+
+DELIVERIES = "deliveries"
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The processors of one set of settings, in the order in which they are shown.
+
+    Each entry makes a new processor: there is one for each partition of a run.
+    """
+
+    processors: dict[str, Callable[[], contract.Processor[Any]]]
+
+    def make(self, name: str) -> contract.Processor[Any]:
+        """A new processor by its name.
+
+        Raises:
+            UsageError: there is none of that name.
+        """
+        if name not in self.processors:
+            raise UsageError("no such processor", found=repr(name), expected=f"one of {', '.join(self.processors)}")
+        return self.processors[name]()
+
+    def all(self) -> list[contract.Processor[Any]]:
+        """One of each."""
+        return [make() for make in self.processors.values()]
+
+    def on_raw_logs(self) -> list[str]:
+        """The processors that `process` runs."""
+        derived = self.derived_logs()
+        return [p.name for p in self.all() if p.reads not in derived]
+
+    def on_derived_logs(self) -> list[str]:
+        """The processors that `deliver` runs, before the mail."""
+        derived = self.derived_logs()
+        return [p.name for p in self.all() if p.reads in derived]
+
+    def derived_logs(self) -> set[str]:
+        """The logs that only a processor writes."""
+        return {p.writes for p in self.all() if p.writes is not None}
+
+    def raw_logs(self) -> list[str]:
+        """The logs that processors read and producers write."""
+        derived = self.derived_logs()
+        return sorted({p.reads for p in self.all()} - derived)
+
+    def reserved_logs(self) -> set[str]:
+        """The logs that nobody may append to by name."""
+        return self.derived_logs() | {DELIVERIES, CLOCK, REFUSED}
+
+
+def build_topology(settings: Settings) -> Topology:
+    """The topology of `settings`, a processor of your own for each module that they name.
+
+    Raises:
+        UsageError: a module cannot be used as a processor; the sentence says why.
+    """
+    measures = settings.anomalies
+    expected = {name: anomalies.Expected(e.mean, e.std) for name, e in measures.expected.items()}
+    odd = anomalies.Settings(measures.measures, measures.deviations, measures.samples, expected)
+    left = abandonment.Settings(settings.timeout, tuple(sorted(settings.excluded_verbs)))
+    topology: dict[str, Callable[[], contract.Processor[Any]]] = {
+        "quarantine": quarantine.Processor,
+        "derive": lambda: derive.Processor(derive.Settings(settings.not_after)),
+        "abandonment": lambda: abandonment.Processor(left),
+        "anomalies": lambda: anomalies.Processor(odd),
+        "normalise": normalise.Processor,
+        "remind": lambda: remind.Processor(remind.Settings(settings.reminder_gap, settings.not_after)),
+    }
+    try:
+        anomalies.Processor(odd)
+    except ValueError as error:
+        raise UsageError(f"setting AFTERLOG_ANOMALIES__MEASURES: {error}") from error
+    for module in settings.processors:
+        kind = _load(module)
+        if kind.name in topology:
+            raise UsageError(f"a second processor called {kind.name!r}", where=f"setting AFTERLOG_PROCESSORS: {module}")
+        topology[kind.name] = kind
+    return Topology(topology)
+
+
+def _load(module: str) -> type[contract.Processor[Any]]:
+    where = f"setting AFTERLOG_PROCESSORS: {module}"
+    try:
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise UsageError(
+            f"cannot import the module: {error}", where=where, do="Install it, or correct its name"
+        ) from error
+    kind = getattr(found, "Processor", None)
+    if not (isinstance(kind, type) and issubclass(kind, contract.Processor)):
+        raise UsageError("the module has no class Processor on tasks.processors.contract.Processor", where=where)
+    for name in ("name", "reads"):
+        if not isinstance(getattr(kind, name, None), str):
+            raise UsageError(f"its Processor has no `{name}`", where=where)
+    return kind
