@@ -1,7 +1,7 @@
 """A small shop that never was: its log up to now, what goes on there next, and whom its mail would reach.
 
-Only the arguments and `random.Random` decide, so the same arguments always give the same bytes. Customers 1 and 15
-shop in the original text's lines alone; everybody else has an id from 101 on.
+Only the arguments and `random.Random` decide, so the same arguments always give the same bytes. Customers 1
+and 15 shop in the original text's lines alone; everybody else has an id from 101 on.
 """
 
 from __future__ import annotations
@@ -81,8 +81,9 @@ def history(now_ms: int, seed: int = 1, customers: int = 400, hours: int = 48) -
 def live(start_ms: int, seed: int = 2, customers: int = 400) -> Iterator[Timed]:
     """Yield events without end as (when it happens, event), never earlier than the one before.
 
-    An event lacks `event.inserted_at`, and its `context.at` is its time: milliseconds, or seconds for SUBMIT_TAX.
-    Who left a basket in the last hour of `history` stays away for most of the first hour, so that it is abandoned.
+    An event lacks `event.inserted_at`, and its `context.at` is its time: milliseconds, or seconds for
+    SUBMIT_TAX. Who left a basket in the last 50 minutes of `history` stays away for about half an hour, so
+    that it is abandoned.
     """
     rng = random.Random(seed)
     shoppers = make_shoppers(customers)
@@ -170,7 +171,7 @@ def _taken(rng: random.Random, shopper: Shopper, start: int, visit: list[Timed])
 
 
 def _offline(rng: random.Random, shopper: Shopper, visit: list[Timed]) -> tuple[int, int]:
-    """From which step on the visit was offline, and when it was online again: 5-50 minutes later for each step."""
+    """From which step on the visit was offline, and when it was back: 5-50 minutes after each such step."""
     step = rng.randint(len(visit) * 3 // 4, len(visit) - 1)
     earliest = visit[-1][0] + 5 * MINUTE
     latest = visit[step][0] + 50 * MINUTE
@@ -280,7 +281,7 @@ def _taxes_taken(rng: random.Random, begin: int, end: int) -> list[Timed]:
 
 
 def _with_bad_lines(rng: random.Random, events: Iterable[Event]) -> Iterator[bytes]:
-    """The events' lines; before a few of them a spoilt one, as a sender leaves it that fails and tries again."""
+    """The events' lines; before a few of them a spoilt one, as a sender leaves it that then tries again."""
     kinds = itertools.cycle(SPOILT)
     for event in events:
         if rng.random() < BAD_SHARE:

@@ -99,7 +99,7 @@ FIRST_NAMES = (
 )  # fmt: skip
 LAST_NAMES = (
     "adler", "baker", "costa", "dubois", "eriksen", "fischer", "garcia", "hansen", "ito", "jansen", "keller",
-    "lopez", "moreau", "novak", "okafor", "price", "quinn", "rossi", "sato", "tanaka", "urban", "weber", "young",
+    "lopez", "moreau", "novak", "okafor", "price", "quinn", "rossi", "sato", "tanaka", "urban", "weber",
 )  # fmt: skip
 
 GARBAGE = (
@@ -117,7 +117,7 @@ ODD_REVIEWS = 0.03  # of all reviews
 
 @dataclass
 class Shopper:
-    """A customer with habits, which hang on the id alone, and a basket, which survives from visit to visit."""
+    """A customer: habits, which hang on the id alone, and a basket, which survives from visit to visit."""
 
     id: int
     visits_a_day: float
@@ -148,7 +148,7 @@ def _shopper(id: int) -> Shopper:
 
 
 def visit_starts(rng: random.Random, shopper: Shopper, begin: int, end: int) -> Iterator[int]:
-    """When the customer comes, in milliseconds: more often in the shop's busy hours and around the own peak."""
+    """When the customer comes, in milliseconds: most in the shop's busy hours and around the own peak."""
     for start in range(begin, end, HOUR):
         hour = start // HOUR % 24
         from_peak = min((hour - shopper.peak) % 24, (shopper.peak - hour) % 24)
@@ -166,13 +166,12 @@ def wire_item(id: int, count: int | None = None) -> dict[str, Any]:
 
 def write_email(rng: random.Random, id: int) -> str:
     """An address that nobody else has, at a domain that receives no mail."""
-    return (
-        f"{rng.choice(FIRST_NAMES)}.{rng.choice(LAST_NAMES)}.{id}@example.{rng.choice(('com', 'org', 'net'))}"
-    )
+    name = f"{rng.choice(FIRST_NAMES)}.{rng.choice(LAST_NAMES)}.{id}"
+    return f"{name}@example.{rng.choice(('com', 'org', 'net'))}"
 
 
 def write_review(rng: random.Random, item: int) -> str:
-    """A few believable sentences about the item; now and then shouted, repeated, very long or full of digits."""
+    """A few sentences about the item; now and then shouted, repeated, very long or full of digits."""
     name = CATALOGUE[item][0]
     parts = [rng.choice(OPENINGS), *rng.sample(MIDDLES, rng.randint(0, 2)), rng.choice(ENDINGS)]
     text = " ".join(parts).format(name=name)

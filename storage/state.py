@@ -98,7 +98,7 @@ class StateStore(Generic[S]):
     def statements(self) -> list[tuple[sa.TextClause, list[dict[str, Any]]]]:
         """What writes the changes since the last commit."""
         puts, drops = [], []
-        for key, due in self._changed.items():
+        for key, due in sorted(self._changed.items()):  # in the table's own order, so that neighbours share a page
             value = self._cache[key]
             if value is None:
                 drops.append({"checkpoint": self._checkpoint, "key": key})

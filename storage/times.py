@@ -33,7 +33,7 @@ def parse_time(value: int | Decimal | str) -> int | None:
         if not value.is_finite() or value.adjusted() > 14:
             return None
         millis = _round(value * 1000 if value < SECONDS_BELOW else value)
-    return millis if 0 <= millis <= LATEST and value >= 0 else None
+    return millis if 0 <= millis <= LATEST else None
 
 
 def parse_number(literal: str) -> Decimal | None:
@@ -63,12 +63,12 @@ def _parse_text(text: str) -> int | None:
         date(year, month, day)
     except ValueError:
         return None
-    if hour > 23 or minute > 59 or second > 60:  # 60 is a leap second
+    if hour > 23 or minute > 59 or second > 59:
         return None
     seconds = calendar.timegm((year, month, day, hour, minute, second)) - offset
     fraction = Decimal("0" + match[7]) if match[7] else Decimal(0)
     millis = _round((seconds + fraction) * 1000)
-    return millis if 0 <= millis <= LATEST and seconds >= 0 else None
+    return millis if 0 <= millis <= LATEST else None
 
 
 def show(millis: int) -> str:

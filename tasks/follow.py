@@ -18,7 +18,7 @@ from storage.times import now
 from tasks.processors.contract import Output
 from tasks.run import Run
 
-_DUE_AT_ONCE = 2_000
+_DUE_AT_ONCE = 20_000
 
 
 class PartitionFollower:

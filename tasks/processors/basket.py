@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from decimal import Context, Decimal
-from typing import Any
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -95,12 +95,13 @@ def order_items(event: Event, items: dict[str, bytes]) -> list[Fields]:
     return _carried(_parse_order(event)) or [_decode_fields(stands(chain)) for chain in items.values()]
 
 
-def order_value(event: Event, items: dict[str, bytes]) -> Any:
+def order_value(event: Event, items: dict[str, bytes]) -> Decimal | None:
     """What an order is worth, as exact JSON: what it says itself, else the sum of its items; None where none is known."""
     order = _parse_order(event)
-    if order.value is not UNSET and (literal := number(order.value)) is not None:
-        return literal
-    return total(_carried(order) or [_decode_fields(stands(chain)) for chain in items.values()])
+    value = number(order.value) if order.value is not UNSET else None
+    if value is None:
+        value = total(_carried(order) or [_decode_fields(stands(chain)) for chain in items.values()])
+    return value if value is not None and math.isfinite(float(value)) else None  # JSON readers know no infinity
 
 
 def fields(item: bytes) -> Fields:
