@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -17,6 +19,9 @@ from pydantic_settings import (
 )
 
 from storage.errors import UsageError
+
+CONFIG = "AFTERLOG_CONFIG"
+"""The environment variable that names another file than `afterlog.toml` in the working folder."""
 
 _UNITS = {"ms": 1, "s": 1000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
 
@@ -117,7 +122,8 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+        toml = TomlConfigSettingsSource(settings_cls, Path(os.environ.get(CONFIG, "afterlog.toml")))
+        return init_settings, env_settings, toml
 
     @property
     def resolved_database_url(self) -> str:
@@ -133,6 +139,7 @@ def load_settings(**overrides: object) -> Settings:
     Raises:
         UsageError: a setting is unknown or does not fit; the sentence names it, what was found and what fits.
     """
+    _check_names()
     try:
         return Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks them
     except ValidationError as error:
@@ -147,6 +154,17 @@ def load_settings(**overrides: object) -> Settings:
         raise UsageError(f"settings: {error}", do="Correct it and start again") from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"no TOML: {error}", where="afterlog.toml", do="Correct it and start again") from error
+
+
+def _check_names() -> None:
+    """A misspelt variable would otherwise be silently without effect."""
+    known = {f"AFTERLOG_{name.upper()}" for name in Settings.model_fields} | {CONFIG}
+    for name in os.environ:
+        if name.startswith("AFTERLOG_") and not name.startswith("AFTERLOG_TEST_") and name.split("__")[0] not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise UsageError(
+                f"no such setting: {name}", do=f"Did you mean {near[0]}?" if near else "Remove it from the environment"
+            )
 
 
 def _plain(message: str) -> str:

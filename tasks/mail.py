@@ -146,7 +146,8 @@ def _mailbox(text: str) -> Address:
         raise AddressError(f"{expected}, found a control character in it")
     named = _NAMED.fullmatch(text.strip())
     match = _ADDRESS.fullmatch(named["address"] if named else text.strip())
-    if match is None or len(match[0].encode()) > 254 or len(match["local"].encode()) > 64:
+    # A local part can be an encoded word too, see _header_text; no real one holds a `=?`.
+    if match is None or "=?" in match[0] or len(match[0].encode()) > 254 or len(match["local"].encode()) > 64:
         found = {0: "none", 1: "one that cannot be read"}.get(text.count("@"), "more than one")
         raise AddressError(f"{expected}, found {found}")
     name = re.sub(r"\\(.)", r"\1", named["quoted"] or named["plain"] or "") if named else ""
@@ -273,6 +274,7 @@ def _format_count(value: Decimal | None) -> str:
 def _policy() -> Policy:
     registry = HeaderRegistry()
     registry.map_to_type(EVENT_ID_HEADER, _OneLineHeader)
+    registry.map_to_type("Message-ID", _OneLineHeader)
     return SMTP.clone(header_factory=registry)
 
 

@@ -14,7 +14,6 @@ from storage.batches import BatchCache
 from storage.clock import Clock, Tick
 from storage.commit import Position
 from storage.errors import Stopped, UsageError
-from storage.locks import RunLock
 from storage.store import Store
 from storage.tables import Checkpoint
 from storage.times import now, show
@@ -125,8 +124,9 @@ def follow(run: Run, name: str) -> Summary:
     It waits for the processor's lock first, so a successor may be started while its predecessor still works.
     """
     summary = Summary(name)
-    lock = RunLock(run.store.lock_path(f"{name}.lock"), run.holder)
+    lock = run.lock(name)
     try:
+        run.stand_by()
         lock.acquire(run.stop)
         with _followers(run, name, summary) as followers:
             while not run.stop.is_set():
@@ -169,7 +169,7 @@ def greatest_clock(run: Run, clock: Clock) -> int:
 
 def _bring(run: Run, name: str, partition: int, summary: Summary) -> None:
     """Bring one partition to where its log is now, by own work or by waiting for the run that is at it."""
-    lock = RunLock(run.store.lock_path(f"{name}.lock"), run.holder)
+    lock = run.lock(name)
     clock = Clock(run.store, run.topology.raw_logs())
     log = run.topology.make(name).reads
     derived = log in run.topology.derived_logs()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from storage.batches import BatchCache
 from storage.clock import CLOCK
+from storage.locks import RunLock
 from storage.segment import list_segments
 from storage.store import Store
 from tasks.topology import DELIVERIES, Topology
@@ -71,4 +72,27 @@ class Run:
         self.derived_batches = BatchCache(settings.batch_bytes, 1 << 40)  # a derived line may be longer than its causes
         logs = [*topology.raw_logs(), *sorted(topology.derived_logs()), CLOCK, DELIVERIES]
         directories = [store.directory(log, part) for log in logs for part in store.partitions(log)]
+        self._waiting = 0
+        self._lock = threading.Lock()
         self.pulse = Pulse(directories, settings.poll / 1000, self.stop)
+
+    def lock(self, name: str) -> RunLock:
+        """The lock of a processor, or of `deliver`, for this run."""
+        return RunLock(self.store.lock_path(f"{name}.lock"), self.holder)
+
+    def is_held(self, name: str) -> bool:
+        """Whether any run holds the lock of `name`."""
+        lock = self.lock(name)
+        if lock.try_acquire():
+            lock.release()
+            return False
+        return True
+
+    def stand_by(self) -> None:
+        """A follower says that it is ready, and will wait for its lock now."""
+        with self._lock:
+            self._waiting += 1
+
+    def ready(self) -> int:
+        """How many followers have said that they are ready."""
+        return self._waiting

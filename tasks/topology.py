@@ -53,6 +53,10 @@ class Topology:
         """The logs that only a processor writes."""
         return {p.writes for p in self.all() if p.writes is not None}
 
+    def mail_logs(self) -> list[str]:
+        """The logs whose EMAIL events are delivered."""
+        return [p.writes for p in self.all() if p.mails and p.writes is not None]
+
     def raw_logs(self) -> list[str]:
         """The logs that processors read and producers write."""
         derived = self.derived_logs()

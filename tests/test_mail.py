@@ -221,7 +221,8 @@ class TestAddresses:
         ["", "ann", "@example.com", "ann@", "ann@example.com, bob@example.com", "ann@example.com bob@example.com",
          "ann@example.com\r\nBcc: eve@example.com", "ann@exam\x00ple.com", "ann@example.com\u2028", "group: ann@example.com;",
          "ann@-example.com", "ann@example..com", "ann..x@example.com", "<ann@example.com", "a b@example.com",
-         "ann@example.com>", "x" * 65 + "@example.com", "((((" * 500, "=?utf-8?q?a=0D=0A?= <ann@exa\u202emple.com>"],
+         "ann@example.com>", "x" * 65 + "@example.com", "((((" * 500, "=?utf-8?q?a=0D=0A?= <ann@exa\u202emple.com>",
+         "=?utf-8?q?=0D=0ABcc:_eve?=@example.com", "=?utf-8?q?=0D=0A@example.com"],
     )  # fmt: skip
     def test_anything_else_is_refused_without_being_quoted(self, text: str) -> None:
         with pytest.raises(
@@ -498,6 +499,7 @@ class TestSmtp:
             send(server, message, ORDER)
         assert server.inbox[0].envelope.rcpt_tos == ["jörg@bücher.example"]
         assert "To: jörg@bücher.example\r\n".encode() in server.inbox[0].message
+        assert f"Message-ID: {message['Message-ID']}\r\n".encode() in server.inbox[0].message
         with SmtpServer(utf8=False) as server, pytest.raises(NotSent, match="no SMTPUTF8") as raised:
             send(server, message)
         assert raised.value.permanent is True

@@ -115,6 +115,8 @@ class Processor(Generic[S]):
     reads: ClassVar[str]
     writes: ClassVar[str | None] = None
     ticks: ClassVar[bool] = False
+    mails: ClassVar[bool] = False
+    """Whether what it writes are emails to be delivered."""
     state: ClassVar[type] = dict
     code: ClassVar[tuple[str, ...]] = ()
     """Other modules whose code decides what this processor gives."""

@@ -57,6 +57,7 @@ class Processor(contract.Processor[dict[str, Any]]):
     """Applies `RULES`; an event that no rule names is ignored."""
 
     name, reads, writes = "derive", "events", "reactions"
+    mails = True
     settings: Settings
 
     def process(self, batch: Batch, state: contract.States[dict[str, Any]], out: contract.Output) -> None:

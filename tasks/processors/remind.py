@@ -28,6 +28,7 @@ class Processor(contract.Processor[Reminded]):
 
     name, reads, writes = "remind", "baskets", "reminders"
     state = Reminded
+    mails = True
     settings: Settings
 
     def event(self, event: Event, state: contract.States[Reminded], out: contract.Output) -> None:

@@ -1,0 +1,74 @@
+"""The flow `process`: raw logs to derived logs and rows, each processor a task of its own."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from prefect import flow, get_run_logger
+from pydantic import Field
+
+from flows.artifacts import counts_table, publish
+from flows.running import collect, open_run, raise_failures
+from flows.shift import Shift, Superseded
+from storage.clock import Clock
+from storage.times import now
+from tasks.prefect_tasks import follow_task, process_task
+from tasks.process import AsOf, FinalTick, Summary, check_as_of, start_tick
+
+AsOfParameter = Literal["now", "log-end"] | datetime | Annotated[int, Field(ge=0)]
+
+
+@flow(name="process", flow_run_name="process", log_prints=False)
+def process(as_of: AsOfParameter = "now", shift: bool = False) -> list[Summary]:
+    """Run every processor over what raw logs hold beyond its checkpoint.
+
+    Args:
+        as_of: the time as of which baskets are judged abandoned: `now`, `log-end` (the greatest clock in the logs), a
+            moment, or milliseconds since 1970. Later than now is refused; earlier than the last tick changes nothing.
+        shift: follow the logs until the next shift takes over, instead of ending at their ends. For schedules.
+    """
+    return _shift() if shift else _to_end(_as_of(as_of))
+
+
+def _to_end(as_of: AsOf) -> list[Summary]:
+    final = FinalTick(check_as_of(as_of))
+    with open_run("process", final) as run:
+        if as_of == "now":
+            start_tick(run)
+        names = run.topology.on_raw_logs()
+        summaries, failures = collect([process_task.submit(name) for name in names], names)
+        publish("process", "Processed", [counts_table(summaries)])
+        raise_failures(failures, run.notes)
+        return summaries
+
+
+def _shift() -> list[Summary]:
+    with open_run("process") as run:
+        names = run.topology.on_raw_logs()
+        shift = Shift(run, "process")
+        try:
+            shift.check_not_late(names)
+        except Superseded as late:
+            get_run_logger().info("Not needed: %s", late)
+            return []
+        run.pulse.start()
+        start_tick(run)
+        futures = [follow_task.submit(name) for name in names]
+        try:
+            get_run_logger().info("Shift over: %s", shift.hold(futures))
+        finally:
+            run.stop.set()
+        summaries, failures = collect(futures, names)
+        clock = Clock(run.store, run.topology.raw_logs())
+        clock.tick(now() - run.store.settings.settle)
+        clock.close()
+        publish("process", "Processed in a shift", [counts_table(summaries)])
+        raise_failures(failures, run.notes)
+        return summaries
+
+
+def _as_of(value: AsOfParameter) -> AsOf:
+    if isinstance(value, datetime):
+        return int(value.timestamp() * 1000)
+    return value

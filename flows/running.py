@@ -1,0 +1,61 @@
+"""What every flow does around its tasks: open the run, tell all followers to stop whatever happens, collect what they did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from prefect import get_run_logger
+from prefect.futures import PrefectFuture, wait
+from prefect.runtime import flow_run
+
+from storage.errors import AfterlogError
+from storage.settings import load_settings
+from storage.store import Store
+from tasks.prefect_tasks import CURRENT_END, CURRENT_RUN
+from tasks.process import FinalTick
+from tasks.run import Run
+from tasks.topology import build_topology
+
+
+@contextmanager
+def open_run(flow: str, final: FinalTick | None = None) -> Iterator[Run]:
+    """A run over HOME as the settings say; its followers are told to stop however the flow ends."""
+    settings = load_settings()
+    store = Store(settings)
+    run = Run(store, build_topology(settings), f"{flow} run {flow_run.name} ({flow_run.id})")
+    tokens = CURRENT_RUN.set(run), CURRENT_END.set(final)
+    try:
+        yield run
+    finally:
+        # Signals, cancels and time limits come as exceptions of every kind; this must not depend on which.
+        run.stop.set()
+        CURRENT_RUN.reset(tokens[0])
+        CURRENT_END.reset(tokens[1])
+
+
+def collect(futures: Sequence[PrefectFuture[Any]], names: Sequence[str]) -> tuple[list[Any], dict[str, str]]:
+    """The summaries of the tasks that ended well, and the reasons of those that failed."""
+    wait(list(futures))
+    good, bad = [], {}
+    for name, future in zip(names, futures, strict=True):
+        result = future.result(raise_on_failure=False)
+        if isinstance(result, BaseException):
+            bad[name] = str(result)
+        else:
+            good.append(result)
+    return good, bad
+
+
+def raise_failures(failures: dict[str, str], notes: Sequence[str]) -> None:
+    """Tell the notes of a run, and fail it if a task failed.
+
+    Raises:
+        AfterlogError: with the reason of each that failed.
+    """
+    logger = get_run_logger()
+    for note in notes:
+        logger.warning(note)
+    if failures:
+        raise AfterlogError("; ".join(f"{name}: {reason}" for name, reason in failures.items()))

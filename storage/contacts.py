@@ -1,0 +1,85 @@
+"""The address book: who is reached where, and who does not want to be."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import sqlalchemy as sa
+
+from storage.database import Database
+from storage.errors import UsageError
+from storage.tables import Contact
+
+COLUMNS = ("type", "id", "email", "unsubscribed")
+_YES, _NO = {"1", "true", "yes", "y"}, {"", "0", "false", "no", "n"}
+_UPSERT = sa.text(
+    "INSERT INTO contact (type, id, email, unsubscribed) VALUES (:type, :id, :email, :unsubscribed) "
+    "ON CONFLICT (type, id) DO UPDATE SET email = excluded.email, unsubscribed = excluded.unsubscribed"
+)
+
+
+class Entry(NamedTuple):
+    """One line of the address book."""
+
+    type: str
+    id: str
+    email: str
+    unsubscribed: bool
+
+
+def read_contacts(path: Path) -> list[Entry]:
+    """The entries of a CSV file with the columns type, id, email and unsubscribed.
+
+    Raises:
+        UsageError: a column is missing or a line cannot be used; nothing of the file was taken.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file, strict=True)
+            found = rows.fieldnames or []
+            missing = [name for name in COLUMNS[:3] if name not in found]
+            if missing:
+                raise UsageError(
+                    f"no column {missing[0]!r}", where=str(path), found=",".join(found), expected=",".join(COLUMNS)
+                )
+            return [_entry(row, f"{path}, line {rows.line_num}") for row in rows]
+    except OSError as error:
+        raise UsageError(f"cannot read the file: {error.strerror}", where=str(path)) from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"no CSV in UTF-8: {error}", where=str(path)) from error
+
+
+def save_contacts(database: Database, entries: Iterable[Entry]) -> int:
+    """Add entries, or replace those of the same type and id; gives how many."""
+    rows = [entry._asdict() for entry in entries]
+    if rows:
+        with database.write() as connection:
+            connection.execute(_UPSERT, rows)
+    return len(rows)
+
+
+def list_contacts(database: Database) -> list[Entry]:
+    """The whole address book, by type and id."""
+    wanted = sa.select(Contact.type, Contact.id, Contact.email, Contact.unsubscribed).order_by(Contact.type, Contact.id)  # type: ignore[call-overload]
+    with database.read() as connection:
+        return [Entry(*row) for row in connection.execute(wanted)]
+
+
+def forget_contact(database: Database, kind: str, ident: str) -> bool:
+    """Delete an entry; says whether there was one."""
+    gone = sa.delete(Contact).where(Contact.type == kind, Contact.id == ident)  # type: ignore[arg-type]
+    with database.write() as connection:
+        return connection.execute(gone).rowcount > 0
+
+
+def _entry(row: dict[str, str | None], where: str) -> Entry:
+    kind, ident, email = ((row[name] or "").strip() for name in COLUMNS[:3])
+    if not kind or not ident or not email:
+        raise UsageError("an entry without type, id or email", where=where, expected=",".join(COLUMNS))
+    said = (row.get("unsubscribed") or "").strip().lower()
+    if said not in _YES | _NO:
+        raise UsageError("unsubscribed is neither yes nor no", where=where, found=repr(said), expected="true or false")
+    return Entry(kind, ident, email, said in _YES)

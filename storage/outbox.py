@@ -1,0 +1,220 @@
+"""The mails on their way: one row each, and a log of what became of them.
+
+A row is claimed, durably, before anything is sent. What became of it goes to the log `deliveries` first, and to the row
+and the log's committed end in one transaction after that; so an unconfirmed tail is news, and is adopted at the next start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+
+from storage.commit import Pending, Position, commit
+from storage.database import Database
+from storage.derived import DerivedWriter
+from storage.reader import PartitionReader
+from storage.steps import reached
+from storage.store import Store
+from storage.tables import Contact, Delivery, Order, Settled
+from storage.times import now
+
+WAITING, CLAIMED, SENT, SUPPRESSED, FAILED, UNKNOWN = "WAITING", "CLAIMED", "SENT", "SUPPRESSED", "FAILED", "UNKNOWN"
+
+_DELIVERY: sa.Table = Delivery.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
+_INSERT = sa.text(
+    'INSERT INTO delivery (event_id, state, log, generation, partition, "offset", recipient_type, recipient_id, not_after, '
+    "next_at, attempts, reason, changed_at) VALUES (:event_id, 'WAITING', :log, :generation, :partition, :offset, "
+    ":recipient_type, :recipient_id, :not_after, 0, 0, '', :changed_at) ON CONFLICT (event_id) DO NOTHING"
+)
+_SETTLED = sa.text(
+    "INSERT INTO settled (abandonment, verb, event_id) VALUES (:abandonment, :verb, :event_id) "
+    "ON CONFLICT (abandonment, verb) DO NOTHING"
+)
+_SET_END = sa.text(
+    'INSERT INTO committed_end (log, generation, partition, "end") VALUES (:log, 1, :partition, :end) '
+    'ON CONFLICT (log, generation, partition) DO UPDATE SET "end" = excluded."end"'
+)
+
+
+@dataclass(frozen=True)
+class Mail:
+    """A row of the outbox: where its EMAIL event lies, whom it is for, and until when it is worth sending."""
+
+    event_id: str
+    state: str
+    log: str
+    generation: int
+    partition: int
+    offset: int
+    recipient_type: str
+    recipient_id: str
+    not_after: int
+    next_at: int
+    attempts: int
+    reason: str
+    changed_at: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a mail: SENT, SUPPRESSED, FAILED or UNKNOWN, and why."""
+
+    mail: Mail
+    state: str
+    reason: str = ""
+
+
+class Outbox:
+    """The queue of mails. Its user holds the lock of `deliver`, so there is one."""
+
+    def __init__(self, store: Store, log: str) -> None:
+        self.store, self.log = store, log
+        self._writers: dict[int, DerivedWriter] = {}
+
+    @property
+    def _database(self) -> Database:
+        return self.store.database
+
+    def take_in(
+        self,
+        source: PartitionReader,
+        position: Position,
+        mails: Sequence[Mapping[str, Any]],
+        settled: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """Queue what was read up to `position`, each event once, whatever was read before."""
+        pending: list[Any] = [(sql, rows) for sql, rows in ((_INSERT, mails), (_SETTLED, settled)) if rows]
+        commit(self._database, source, None, position, Pending(statements=pending))
+
+    def waiting(self, wall: int, limit: int) -> list[Mail]:
+        """The mails to be tried now, oldest first."""
+        wanted = (
+            sa.select(_DELIVERY)
+            .where(_DELIVERY.c.state == WAITING, _DELIVERY.c.next_at <= wall)
+            .order_by(_DELIVERY.c.next_at, _DELIVERY.c.log, _DELIVERY.c.partition, _DELIVERY.c.offset)
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            return [Mail(**row) for row in connection.execute(wanted).mappings()]
+
+    def claim(self, mail: Mail) -> None:
+        """Note durably that `mail` is about to be sent: from here on a crash leaves it UNKNOWN, never sent again."""
+        self._set(mail, state=CLAIMED, attempts=mail.attempts + 1)
+        reached("mail-claimed")
+
+    def put_back(self, mail: Mail, next_at: int, reason: str) -> None:
+        """Let a claimed mail wait again: it is certain that it was not sent."""
+        self._set(mail, state=WAITING, next_at=next_at, reason=reason)
+
+    def settle(self, results: Sequence[Result]) -> None:
+        """Write down what became of mails, in the log and then in their rows."""
+        for partition in sorted({result.mail.partition for result in results}):
+            mine = [result for result in results if result.mail.partition == partition]
+            end = self.store.committed_end(self.log, partition)
+            data = b"".join(_line(result) for result in mine)
+            self._writer(partition).extend(end, data, may_differ=False)
+            reached("outcome-logged")
+            with self._database.write() as connection:
+                for result in mine:
+                    self._update(connection, result.mail.event_id, state=result.state, reason=result.reason)
+                connection.execute(_SET_END, [{"log": self.log, "partition": partition, "end": end + len(data)}])
+            reached("outcome-committed")
+
+    def recover(self) -> int:
+        """After a crash: adopt what the log says of mails whose row does not know yet; the other claims are UNKNOWN.
+
+        Gives how many became UNKNOWN.
+        """
+        for partition in self.store.partitions(self.log):
+            self._adopt_tail(partition)
+        wanted = sa.select(_DELIVERY).where(_DELIVERY.c.state == CLAIMED)
+        with self._database.read() as connection:
+            claimed = [Mail(**row) for row in connection.execute(wanted).mappings()]
+        if claimed:
+            self.settle([Result(mail, UNKNOWN, "the sender died while it was sending") for mail in claimed])
+        return len(claimed)
+
+    def contact(self, mail: Mail) -> Contact | None:
+        """Where the recipient of a mail is reached."""
+        wanted = sa.select(Contact.email, Contact.unsubscribed).where(  # type: ignore[call-overload]
+            Contact.type == mail.recipient_type, Contact.id == mail.recipient_id
+        )
+        with self._database.read() as connection:
+            row = connection.execute(wanted).first()
+        if row is None:
+            return None
+        return Contact(type=mail.recipient_type, id=mail.recipient_id, email=row[0], unsubscribed=row[1])
+
+    def settled_by(self, abandonment: str) -> set[str]:
+        """Which verbs the log has shown for an abandonment since it was flagged."""
+        wanted = sa.select(Settled.verb).where(Settled.abandonment == abandonment)  # type: ignore[call-overload]
+        with self._database.read() as connection:
+            return set(connection.scalars(wanted))
+
+    def ordered_since(self, customer: str, at: int) -> int | None:
+        """When a customer ordered after `at`, by the rows of `normalise`; None if never."""
+        wanted = sa.select(sa.func.min(Order.at)).where(Order.customer == customer, Order.at > at)  # type: ignore[arg-type]
+        with self._database.read() as connection:
+            return connection.scalar(wanted)
+
+    def counts(self) -> dict[str, int]:
+        """How many mails are in each state."""
+        with self._database.read() as connection:
+            rows = connection.execute(sa.select(_DELIVERY.c.state, sa.func.count()).group_by(_DELIVERY.c.state))
+            return {state: count for state, count in rows}  # noqa: C416  # rows are not pairs to the type checker
+
+    def _adopt_tail(self, partition: int) -> None:
+        end = self.store.committed_end(self.log, partition)
+        tail = self._writer(partition).tail(end)
+        whole = tail.rfind(b"\n") + 1
+        if len(tail) > whole:
+            self._writer(partition).cut(end + whole)  # half a line was never anybody's news
+        if not whole:
+            return
+        with self._database.write() as connection:
+            for line in tail[:whole].splitlines():
+                event = orjson.loads(line)
+                obj = event["object"]
+                self._update(connection, obj["id"], state=event["verb"], reason=obj.get("reason", ""))
+            connection.execute(_SET_END, [{"log": self.log, "partition": partition, "end": end + whole}])
+
+    def _set(self, mail: Mail, **values: Any) -> None:
+        with self._database.write() as connection:
+            self._update(connection, mail.event_id, **values)
+
+    def _update(self, connection: sa.Connection, event_id: str, **values: Any) -> None:
+        connection.execute(
+            sa.update(_DELIVERY).where(_DELIVERY.c.event_id == event_id).values(**values, changed_at=now())
+        )
+
+    def _writer(self, partition: int) -> DerivedWriter:
+        if partition not in self._writers:
+            settings = self.store.settings
+            self._writers[partition] = DerivedWriter(
+                self.store.directory(self.log, partition),
+                f"{self.log}/{partition}",
+                limit=settings.segment_bytes,
+                daily=settings.segment_daily,
+            )
+        return self._writers[partition]
+
+
+def _line(result: Result) -> bytes:
+    wall, mail = now(), result.mail
+    obj = {"type": "EMAIL", "id": mail.event_id}
+    if result.reason:
+        obj["reason"] = result.reason
+    return orjson.dumps(
+        {
+            "subject": {"id": "EMAIL_SYSTEM"},
+            "verb": result.state,
+            "object": obj,
+            "context": {"at": wall, "source": {"log": mail.log, "partition": mail.partition, "offset": mail.offset}},
+            "event": {"id": f"deliver/{mail.event_id}/{result.state.lower()}", "inserted_at": wall},
+        },
+        option=orjson.OPT_APPEND_NEWLINE,
+    )

@@ -1,0 +1,301 @@
+"""Delivery: every EMAIL at most once, and never in doubt silently.
+
+A mail is claimed before a connection is made, the logs are then followed to their ends, and only who still should get it
+gets it. What is not known after a crash or a lost connection is UNKNOWN and waits for a person.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from storage.commit import Position, load_position
+from storage.errors import Stopped
+from storage.event import Event
+from storage.outbox import FAILED, SENT, SUPPRESSED, UNKNOWN, Mail, Outbox, Result
+from storage.reader import PartitionReader
+from storage.times import now, show
+from tasks.mail import MailError, compose, parse_address
+from tasks.process import IDLE_WAIT, UNCONFIRMED_WAIT, positions, process_to_end
+from tasks.run import Run
+from tasks.topology import DELIVERIES
+from tasks.transport import NotSent, OutcomeUnknown, Transport, open_transport, parse_mail_url
+
+NAME = "deliver"
+GUARDS = ("abandonment", "normalise")
+"""The processors that must be at their logs' ends before a mail goes out: they tell who is back and who has ordered."""
+OUTCOMES = frozenset({"ABANDONMENT_RETRACTED", "RECOVERED_BASKET"})
+_FIRST_DELAY, _LONGEST_DELAY = 5_000, 600_000
+_AT_ONCE = 200
+
+
+class _Recipient(msgspec.Struct):
+    id: int | str
+    type: str
+
+
+class _Context(msgspec.Struct):
+    not_after: int = 0
+    abandonment: str = ""
+
+
+class _Wire(msgspec.Struct):
+    context: _Context
+
+
+_decode_recipient = msgspec.json.Decoder(_Recipient).decode
+_decode_wire = msgspec.json.Decoder(_Wire).decode
+
+
+@dataclass
+class DeliverySummary:
+    """What one run did with mails; `reasons` of those not sent, with how many of each."""
+
+    taken_in: int = 0
+    states: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    retries: int = 0
+    waiting: int = 0
+
+
+@dataclass
+class _Source:
+    log: str
+    reader: PartitionReader
+    position: Position
+
+
+class Deliverer:
+    """Takes EMAIL events in and sends them; its maker holds the lock of `deliver`."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.settings = run, run.store.settings
+        self.summary = DeliverySummary()
+        self.outbox = Outbox(run.store, DELIVERIES)
+        logs = [*run.topology.mail_logs(), "baskets"]
+        self._sources = [self._open(log, part) for log in logs for part in run.store.partitions(log)]
+        self._transport: Transport = open_transport(
+            parse_mail_url(self.settings.mail_url.get_secret_value()), run.store.home
+        )
+        self.summary.states[UNKNOWN] += self.outbox.recover()
+
+    def close(self) -> None:
+        """Close every file and connection, and count what still waits."""
+        self._transport.close()
+        for source in self._sources:
+            source.reader.close()
+        self.summary.waiting = self.outbox.counts().get("WAITING", 0)
+
+    def round(self, limit: int | None = None) -> bool:
+        """Take in what is there and try what is due; says whether there was anything."""
+        taken = [self._take_in(source) for source in self._sources]
+        tried = self._try_due(_AT_ONCE if limit is None else min(limit, _AT_ONCE))
+        return any(taken) or tried > 0
+
+    def unconfirmed(self) -> bool:
+        """Whether a log that is followed has bytes that its processor has not committed yet."""
+        return any(source.reader.end() > source.position.offset for source in self._sources)
+
+    def _open(self, log: str, partition: int) -> _Source:
+        store = self.run.store
+        return _Source(log, store.reader(log, partition), load_position(store.database, NAME, 1, log, partition))
+
+    def _take_in(self, source: _Source) -> bool:
+        """Queue a source's mails, and note what became of abandonments, up to its committed end."""
+        position, moved = source.position, False
+        end = self.run.store.committed_end(source.log, position.partition)
+        while batch := self.run.derived_batches.get(
+            source.reader, source.log, position.partition, position.offset, end, position.clock
+        ):
+            mails = [self._row(event, position) for event in batch.events if event.verb == "EMAIL"]
+            settled = [_settled(event) for event in batch.events if event.verb in OUTCOMES]
+            position.offset, position.clock = batch.end, batch.clock
+            position.lines += batch.lines
+            position.quarantined += len(batch.bad)
+            position.processed += len(mails) + len(settled)
+            position.ignored += len(batch.events) - len(mails) - len(settled)
+            self.outbox.take_in(source.reader, position, mails, settled)
+            self.summary.taken_in += len(mails)
+            moved = True
+        return moved
+
+    def _row(self, event: Event, position: Position) -> dict[str, Any]:
+        recipient, context = _decode_recipient(event.object), _decode_wire(event.raw).context
+        return {
+            "event_id": event.event_id, "log": position.log, "generation": position.generation,
+            "partition": position.partition, "offset": event.offset, "recipient_type": recipient.type,
+            "recipient_id": str(recipient.id), "not_after": context.not_after, "changed_at": now(),
+        }  # fmt: skip
+
+    def _try_due(self, limit: int) -> int:
+        decided: list[Result] = []
+        mails = self.outbox.waiting(now(), limit)
+        for mail in mails:
+            if self.run.stop.is_set():
+                break
+            reason = self._plain_reason(mail)
+            if reason:
+                decided.append(Result(mail, SUPPRESSED, reason))
+            else:
+                self._settle(decided)
+                self._deliver(mail)
+        self._settle(decided)
+        return len(mails)
+
+    def _settle(self, results: list[Result]) -> None:
+        if results:
+            self.outbox.settle(results)
+            for result in results:
+                self.summary.states[result.state] += 1
+                if result.reason:
+                    self.summary.reasons[result.reason] += 1
+            results.clear()
+
+    def _plain_reason(self, mail: Mail) -> str:
+        """Why a mail is not to be sent, as far as that can be told without looking at the logs."""
+        if now() > mail.not_after:
+            return "too old: past its not_after" + (f"; last try: {mail.reason}" if mail.reason else "")
+        contact = self.outbox.contact(mail)
+        if contact is None:
+            return "no address"
+        if contact.unsubscribed:
+            return "unsubscribed"
+        return "" if self._allowed(contact.email) else "not on the list of allowed recipients"
+
+    def _allowed(self, email: str) -> bool:
+        allowed = [entry.casefold() for entry in self.settings.mail_allow]
+        address = email.strip().casefold()
+        return not allowed or any(address.endswith(e) if e.startswith("@") else address == e for e in allowed)
+
+    def _deliver(self, mail: Mail) -> None:
+        """Claim, follow the logs to their ends as of the claim, ask once more, send."""
+        self._follow_guards()
+        self.outbox.claim(mail)
+        try:
+            self._follow_guards()
+            for source in self._sources:
+                self._take_in(source)
+            event = self._event(mail)
+            reason = self._plain_reason(mail) or self._log_reason(event)
+        except BaseException:
+            self.outbox.put_back(mail, now(), mail.reason)
+            raise
+        self._settle([Result(mail, SUPPRESSED, reason)] if reason else self._send(mail, event))
+
+    def _send(self, mail: Mail, event: dict[str, Any]) -> list[Result]:
+        contact = self.outbox.contact(mail)
+        try:
+            to = parse_address(contact.email if contact else "")
+            self._transport.send(compose(event, to, self.settings.mail_from, datetime.now(UTC)))
+        except OutcomeUnknown as error:
+            return [Result(mail, UNKNOWN, error.reason)]
+        except NotSent as error:
+            if error.permanent:
+                return [Result(mail, FAILED, error.reason)]
+            delay = min(_FIRST_DELAY * 2**mail.attempts, _LONGEST_DELAY)
+            self.outbox.put_back(mail, now() + delay, error.reason)
+            self.summary.retries += 1
+            self.summary.reasons[f"will be tried again: {error.reason}"] += 1
+            return []
+        except MailError as error:
+            return [Result(mail, FAILED, error.reason)]
+        return [Result(mail, SENT)]
+
+    def _follow_guards(self) -> None:
+        """Have the guards at the ends of the raw logs as they are now; while they lag, mail waits."""
+        store, known = self.run.store, positions(self.run.store)
+        for name in GUARDS:
+            log = self.run.topology.make(name).reads
+            for partition in store.partitions(log):
+                reader = store.reader(log, partition)
+                end = reader.end()
+                reader.close()
+                at = next((p.offset for p in known if (p.processor, p.log, p.partition) == (name, log, partition)), 0)
+                if at < end:
+                    process_to_end(self.run, name, None)
+                    break
+
+    def _event(self, mail: Mail) -> dict[str, Any]:
+        return _read(self.run, mail.log, mail.partition, mail.offset)
+
+    def _log_reason(self, event: dict[str, Any]) -> str:
+        """Why a reminder is not to be sent: its abandonment was retracted, or the customer has ordered since."""
+        source = event["context"]["source"]
+        if source["log"] != "baskets":
+            return ""
+        cause = _read(self.run, source["log"], source["partition"], source["offset"])
+        verbs = self.outbox.settled_by(cause["event"]["id"])
+        if "ABANDONMENT_RETRACTED" in verbs:
+            return "retracted"
+        ordered = self.outbox.ordered_since(str(cause["subject"]["id"]), cause["context"]["at"])
+        if ordered is not None:
+            return f"ordered since: at {show(ordered)}"
+        return "ordered since" if "RECOVERED_BASKET" in verbs else ""
+
+
+def deliver_to_end(run: Run, limit: int | None = None) -> DeliverySummary:
+    """Try every mail that is due, at most `limit` of them, then end.
+
+    Raises:
+        Stopped: the run is to stop; the rest waits for the next one.
+    """
+    lock = run.lock(NAME)
+    lock.acquire(run.stop)
+    try:
+        deliverer = Deliverer(run)
+        try:
+            while deliverer.round(limit) and limit is None:
+                if run.stop.is_set():
+                    raise Stopped("stopped between two mails")
+        finally:
+            deliverer.close()
+        return deliverer.summary
+    finally:
+        lock.release()
+
+
+def follow_mail(run: Run) -> DeliverySummary:
+    """Deliver as mails come, until the run is to stop."""
+    lock = run.lock(NAME)
+    summary = DeliverySummary()
+    try:
+        run.stand_by()
+        lock.acquire(run.stop)
+        deliverer = Deliverer(run)
+        summary = deliverer.summary
+        try:
+            while not run.stop.is_set():
+                beat = run.pulse.beat
+                if not deliverer.round():
+                    run.pulse.wait(beat, UNCONFIRMED_WAIT if deliverer.unconfirmed() else IDLE_WAIT)
+        finally:
+            deliverer.close()
+    except Stopped:
+        pass  # what was not sent waits for the successor
+    finally:
+        lock.release()
+    return summary
+
+
+def _read(run: Run, log: str, partition: int, offset: int) -> dict[str, Any]:
+    """The event at a place; json takes numbers that orjson refuses, and a cause may carry one."""
+    reader = run.store.reader(log, partition)
+    try:
+        block = reader.read(offset, reader.end(), 1, 1 << 40)
+    finally:
+        reader.close()
+    if block is None:
+        raise LookupError(f"no event at {log}:{partition}:{offset}")
+    event: dict[str, Any] = json.loads(block.lines[0])
+    return event
+
+
+def _settled(event: Event) -> dict[str, Any]:
+    return {
+        "abandonment": _decode_wire(event.raw).context.abandonment, "verb": event.verb, "event_id": event.event_id,
+    }  # fmt: skip
