@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from storage.errors import CorruptLogError, LostDataError
@@ -60,6 +61,17 @@ class PartitionReader:
         if cut == 0:
             return self._oversized(handle, segment, start, stop)
         return Block(start, start + cut, data[: cut - 1].split(b"\n"), {})
+
+    def raw(self, start: int, end: int) -> Iterator[bytes]:
+        """The bytes from `start` to `end`, in pieces, as they are."""
+        while start < end:
+            segment = self._segment_of(start, end)
+            handle = self._use(segment)
+            piece = os.pread(handle, min(end - start, 1 << 20), start - segment.base)
+            if not piece:
+                return
+            yield piece
+            start += len(piece)
 
     def sync(self, upto: int) -> None:
         """fdatasync the segment that holds the bytes before `upto`; sealed ones were synced when they were sealed."""

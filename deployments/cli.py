@@ -1,0 +1,88 @@
+"""The command line: `afterlog`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+from cyclopts import App, CycloptsError
+
+from deployments import cli_logs, cli_work
+from deployments.console import say
+from storage import steps
+from storage.errors import AfterlogError, UsageError
+
+app = App(
+    name="afterlog",
+    help="An append-only log of events, and everything that comes after. Settings: AFTERLOG_* or afterlog.toml.",
+    version_flags=["--version"],
+)
+app.command(cli_logs.append)
+app.command(cli_logs.read)
+app.command(cli_work.process)
+app.command(cli_work.deliver)
+app.command(cli_work.contacts)
+app.command(cli_work.status)
+
+
+@app.command
+def up(*, port: int = 4200) -> None:
+    """Run everything on this machine: Prefect's server and UI, the deployments and their runner, until Ctrl-C.
+
+    Args:
+        port: where the UI and the API listen, on 127.0.0.1.
+    """
+    from deployments.up import run_until_stopped  # only this command needs it
+
+    run_until_stopped(port)
+
+
+@app.command
+def demo(*, once: bool = False, port: int | None = None) -> None:
+    """Show it all on an example log: `up`, a mail server, baskets left behind, and live events until Ctrl-C.
+
+    Args:
+        once: end after everything was shown once.
+        port: where the UI listens; a free port where it is left out.
+    """
+    from deployments.demo import run_demo  # only this command needs it
+
+    run_demo(once=once, port=port)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command and end the process: 0 done, 1 the work failed, 2 wrong usage or settings."""
+    steps.arm_from_environment()
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
+    try:
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except UsageError as error:
+        say(f"afterlog: {error}")
+        return 2
+    except AfterlogError as error:
+        say(f"afterlog: {error}")
+        return error.exit_code
+    except CycloptsError as error:
+        say(f"afterlog: {error}")
+        say("Try: afterlog --help")
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us has gone, `head` say
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _interrupt(_signal: int, _frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

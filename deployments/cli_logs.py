@@ -1,0 +1,167 @@
+"""`afterlog append` and `afterlog read`: raw lines in, raw lines out."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+from cyclopts import Parameter
+
+from deployments.console import say
+from storage.batches import BatchCache
+from storage.door import append_lines
+from storage.errors import AppendError, UsageError
+from storage.settings import load_settings
+from storage.store import Store, check_log_name
+from storage.times import parse_time
+from tasks.run import Pulse
+from tasks.topology import DELIVERIES, build_topology
+
+_CHUNK = 1 << 20
+
+
+def append(log: str, file: str = "-") -> None:
+    """Append the lines of FILE to LOG, exactly as they are.
+
+    The lines are durable when this ends. A line whose event.inserted_at lies too far ahead of the wall clock goes to the
+    log `refused` instead, and is told of.
+
+    Args:
+        log: the log to append to, `events` say; it is made at the first line.
+        file: a file with one event a line; `-` is standard input.
+    """
+    settings = load_settings()
+    if check_log_name(log) in build_topology(settings).reserved_logs():
+        raise UsageError(f"{log} is written by Afterlog itself", do="Append to a raw log, such as events")
+    store = Store(settings)
+    count = refused = 0
+    with _open(file) as source:
+        for lines in _chunks(source):
+            result = _append(store, log, lines, count)
+            refused += len(result)
+            for index in result[:5]:
+                say(
+                    f"line {count + index + 1} is refused: its event.inserted_at lies ahead of now; it is in the log refused"
+                )
+            count += len(lines)
+    say(f"{count - refused} lines appended to {log}" + (f", {refused} refused" if refused else ""))
+
+
+def read(
+    log: str,
+    *,
+    from_: Annotated[str, Parameter(name="--from")] = "0",
+    to: str | None = None,
+    follow: bool = False,
+    generation: int = 1,
+    partition: int | None = None,
+) -> None:
+    """Write the raw lines of LOG to standard output, and nothing else.
+
+    A derived log ends at its committed end. A log that was never written is empty.
+
+    Args:
+        log: the log to read.
+        from_: an offset, or an RFC 3339 time: the first line at which the log's clock reaches it.
+        to: an offset or a time, where to end.
+        follow: go on with new lines as they come, until Ctrl-C.
+        generation: which generation of a derived log.
+        partition: only this partition; all of them, one after another, where it is left out.
+    """
+    settings = load_settings()
+    store, topology = Store(settings), build_topology(settings)
+    derived = check_log_name(log) in topology.derived_logs() | {DELIVERIES}
+    reading = _Reading(store, log, derived, generation)
+    partitions = store.partitions(log, generation) if partition is None else [partition]
+    positions = {part: reading.place(part, from_) for part in partitions}
+    stops = {part: None if to is None else reading.place(part, to) for part in partitions}
+    for part in partitions:
+        positions[part] = reading.write(part, positions[part], stops[part])
+    if follow:
+        stop = threading.Event()
+        pulse = Pulse([store.directory(log, part, generation) for part in partitions], settings.poll / 1000, stop)
+        pulse.start()
+        while True:
+            beat = pulse.beat
+            for part in partitions:
+                positions[part] = reading.write(part, positions[part], stops[part])
+            pulse.wait(beat, settings.poll / 1000 if derived else 1.0)
+
+
+class _Reading:
+    """Reads a log's partitions up to where readers may look."""
+
+    def __init__(self, store: Store, log: str, derived: bool, generation: int) -> None:
+        self._store, self._log, self._derived, self._generation = store, log, derived, generation
+
+    def place(self, partition: int, text: str) -> int:
+        """The offset that a person means by an offset or a time.
+
+        Raises:
+            UsageError: it is neither.
+        """
+        if text.isascii() and text.isdigit():
+            return int(text)
+        millis = parse_time(text)
+        if millis is None:
+            raise UsageError(
+                "neither an offset nor a time",
+                found=repr(text),
+                expected="digits, or RFC 3339 such as 2026-01-31T12:00:00Z",
+            )
+        reader = self._store.reader(self._log, partition, self._generation)
+        cache, offset, clock = BatchCache(1 << 20, 1 << 40, kept=1), 0, 0
+        while batch := cache.get(reader, self._log, partition, offset, self._end(partition), clock):
+            for event in batch.events:
+                if event.clock >= millis:
+                    return event.offset
+            offset, clock = batch.end, batch.clock
+        return offset
+
+    def write(self, partition: int, start: int, stop: int | None) -> int:
+        """Write the lines from `start` to standard output; gives where to go on."""
+        end = self._end(partition)
+        stop = end if stop is None else min(stop, end)
+        reader = self._store.reader(self._log, partition, self._generation)
+        if 0 < start <= end and reader.line_start(start) != start:
+            raise UsageError(
+                "not the start of a line", where=f"{self._log}:{partition}:{start}",
+                do=f"The line there starts at {reader.line_start(start)}",
+            )  # fmt: skip
+        while start < stop:
+            for piece in reader.raw(start, stop):
+                sys.stdout.buffer.write(piece)
+                start += len(piece)
+        sys.stdout.buffer.flush()
+        reader.close()
+        return start
+
+    def _end(self, partition: int) -> int:
+        if self._derived:
+            return self._store.committed_end(self._log, partition, self._generation)
+        return self._store.reader(self._log, partition, self._generation).end()
+
+
+def _append(store: Store, log: str, lines: list[bytes], before: int) -> list[int]:
+    try:
+        return append_lines(store, log, lines).refused
+    except AppendError as error:
+        say(f"{before + len(error.offsets)} lines are in; go on from line {before + error.remaining + 1}")
+        raise
+
+
+def _open(file: str) -> BinaryIO:
+    if file == "-":
+        return sys.stdin.buffer
+    try:
+        return Path(file).open("rb")  # the caller closes it
+    except OSError as error:
+        raise UsageError(f"cannot read the file: {error.strerror}", where=file) from error
+
+
+def _chunks(source: BinaryIO) -> Iterator[list[bytes]]:
+    while lines := source.readlines(_CHUNK):
+        yield [line[:-1] if line.endswith(b"\n") else line for line in lines]

@@ -1,0 +1,222 @@
+"""`afterlog process`, `deliver`, `contacts` and `status`: the work, by hand."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+from cyclopts import App, Parameter
+
+from deployments.console import say, show_table
+from deployments.server import environment, find_server
+from storage.contacts import forget_contact, list_contacts, read_contacts, save_contacts
+from storage.errors import AfterlogError, UsageError
+from storage.settings import Settings, load_settings
+from storage.store import Store
+from storage.times import parse_time, show_duration
+from tasks.deliver import DeliverySummary, deliver_to_end
+from tasks.local import Outcome, side_by_side
+from tasks.process import AsOf, FinalTick, Summary, check_as_of, follow, process_to_end, start_tick
+from tasks.run import Run
+from tasks.status import read_status
+from tasks.topology import build_topology
+
+contacts = App(name="contacts", help="The address book: who is reached where, and who does not want to be.")
+
+
+def process(
+    *,
+    as_of: str = "now",
+    follow_for: float | None = None,
+    prefect: Annotated[bool, Parameter(negative="--no-prefect")] = True,
+) -> None:
+    """Run every processor on raw logs, to their ends.
+
+    Args:
+        as_of: the time as of which baskets are judged abandoned: now, log-end (the greatest clock in the logs), RFC 3339,
+            or milliseconds since 1970. Later than now is refused.
+        follow_for: go on for so many seconds as the logs grow. It runs in this process.
+        prefect: run as a Prefect flow run; --no-prefect does the same work in this process.
+    """
+    settings, when = load_settings(), check_as_of(parse_as_of(as_of))
+    if follow_for is not None:
+        if when != "now":
+            raise UsageError("--follow-for goes with --as-of now only")
+        _finish(*_follow_for(settings, follow_for))
+    elif prefect:
+        _with_prefect(settings)
+        from flows.process import process as flow  # after the environment: Prefect reads it at import
+
+        _show_counts(flow(as_of=when))
+    else:
+        _finish(*_process_here(settings, when))
+
+
+def deliver(*, limit: int | None = None, prefect: Annotated[bool, Parameter(negative="--no-prefect")] = True) -> None:
+    """Run the processors on derived logs, then deliver every mail that is due.
+
+    Args:
+        limit: try at most so many mails.
+        prefect: run as a Prefect flow run; --no-prefect does the same work in this process.
+    """
+    if limit is not None and limit < 1:
+        raise UsageError("--limit is too small", found=limit, expected="at least 1")
+    settings = load_settings()
+    if prefect:
+        _with_prefect(settings)
+        from flows.react import react as flow  # after the environment: Prefect reads it at import
+
+        flow(limit=limit)
+        return
+    run = _open(settings, "deliver")
+    outcome = side_by_side(run, run.topology.on_derived_logs(), lambda r, name: process_to_end(r, name, None))
+    run.stop.clear()
+    _show_mails(deliver_to_end(run, limit))
+    _finish(run, outcome)
+
+
+def status(*, json: bool = False) -> None:
+    """Show how far each processor has come, and the mails by state.
+
+    Args:
+        json: one JSON document on standard output.
+    """
+    settings = load_settings()
+    found = read_status(Store(settings), build_topology(settings))
+    if json:
+        sys.stdout.buffer.write(orjson.dumps(asdict(found), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        return
+    rows = [
+        (p.processor, f"{p.log}/{p.partition}", p.offset, p.lag_bytes, show_duration(p.lag_ms) if p.lag_bytes else "-",
+         p.read, p.processed, p.quarantined, p.ignored, p.derived)
+        for p in found.processors
+    ]  # fmt: skip
+    columns = (
+        "processor",
+        "log",
+        "offset",
+        "lag bytes",
+        "lag",
+        "read",
+        "processed",
+        "quarantined",
+        "ignored",
+        "derived",
+    )
+    show_table(f"Afterlog in {found.home}", columns, rows)
+    if found.mails:
+        show_table("Mails", ("state", "mails"), sorted(found.mails.items()))
+
+
+@contacts.command(name="import")
+def import_(file: Path) -> None:
+    """Add the entries of a CSV file with the columns type,id,email,unsubscribed, or replace those there are.
+
+    Args:
+        file: the CSV file, in UTF-8, its first line the columns' names.
+    """
+    store = Store(load_settings())
+    say(f"{save_contacts(store.database, read_contacts(file))} contacts imported")
+
+
+@contacts.command(name="list")
+def list_() -> None:
+    """Show the address book."""
+    entries = list_contacts(Store(load_settings()).database)
+    show_table("Contacts", ("type", "id", "email", "unsubscribed"), [(*e[:3], str(e[3]).lower()) for e in entries])
+
+
+@contacts.command
+def forget(type: str, id: str) -> None:
+    """Delete an entry: nobody knows that address any more.
+
+    Args:
+        type: CUSTOMER, say.
+        id: whose entry.
+    """
+    if not forget_contact(Store(load_settings()).database, type, id):
+        raise AfterlogError(f"no contact {type} {id}")
+    say(f"{type} {id} is forgotten")
+
+
+def parse_as_of(text: str) -> AsOf:
+    """What a person means by `--as-of`.
+
+    Raises:
+        UsageError: it is no time.
+    """
+    if text == "now" or text == "log-end":  # the type checker narrows this way
+        return "now" if text == "now" else "log-end"
+    millis = parse_time(int(text) if text.isascii() and text.isdigit() else text)
+    if millis is None:
+        raise UsageError(
+            "--as-of is no time", found=repr(text), expected="now, log-end, RFC 3339, or milliseconds since 1970"
+        )
+    return millis
+
+
+def _open(settings: Settings, what: str) -> Run:
+    return Run(Store(settings), build_topology(settings), f"afterlog {what}, process {os.getpid()}")
+
+
+def _process_here(settings: Settings, as_of: AsOf) -> tuple[Run, Outcome]:
+    run, final = _open(settings, "process"), FinalTick(as_of)
+    if as_of == "now":
+        start_tick(run)
+    return run, side_by_side(run, run.topology.on_raw_logs(), lambda r, name: process_to_end(r, name, final))
+
+
+def _follow_for(settings: Settings, seconds: float) -> tuple[Run, Outcome]:
+    run = _open(settings, "process")
+    start_tick(run)
+    run.pulse.start()
+    timer = threading.Timer(seconds, run.stop.set)
+    timer.start()
+    try:
+        followed = side_by_side(run, run.topology.on_raw_logs(), follow)
+    finally:
+        timer.cancel()
+    return run, followed
+
+
+def _finish(run: Run, outcome: Outcome) -> None:
+    """Show what was done; an error for whatever failed, after all the rest was told."""
+    for note in run.notes:
+        say(note)
+    _show_counts(outcome.summaries)
+    for name, failure in outcome.failures.items():
+        say(f"{name} failed: {failure}")
+    if outcome.failures:
+        raise AfterlogError(f"{len(outcome.failures)} processors failed", do="What the others did stands; run it again")
+
+
+def _show_counts(summaries: Sequence[Summary]) -> None:
+    columns = ("processor", "read", "processed", "quarantined", "ignored", "derived", "bytes")
+    rows = [(s.processor, s.lines, s.processed, s.quarantined, s.ignored, s.derived, s.bytes) for s in summaries]
+    show_table("Processed", columns, rows)
+
+
+def _show_mails(summary: DeliverySummary) -> None:
+    rows: list[tuple[object, ...]] = [(state, count) for state, count in sorted(summary.states.items()) if count]
+    rows += [("WAITING", summary.waiting)] if summary.waiting else []
+    show_table("Mails", ("state", "mails"), rows)
+    for reason, count in summary.reasons.most_common():
+        say(f"{count} x {reason}")
+
+
+def _with_prefect(settings: Settings) -> None:
+    """Prepare this process for Prefect, before it is imported."""
+    env = environment(settings)
+    url = find_server(settings)
+    if url is None:
+        say("No Prefect server is set or found: starting a temporary one for this run (--no-prefect does without).")
+        env["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
+    else:
+        env["PREFECT_API_URL"] = url
+    os.environ.update(env)
