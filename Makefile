@@ -1,0 +1,40 @@
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test lint types unit lock clean bench latency
+
+demo: $(INSTALLED)  ## show it all: make demo, or make demo ONCE=1
+	@$(BIN)/afterlog demo $(if $(ONCE),--once)
+
+test: lint types unit  ## everything that CI runs
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+unit: $(INSTALLED)
+	$(BIN)/pytest
+
+bench: $(INSTALLED)  ## figures against the comparison work, where it is there
+	$(BIN)/python -m benchmarks.throughput
+
+latency: $(INSTALLED)  ## append to derived event, append to mail, over hand-overs
+	$(BIN)/python -m benchmarks.latency
+
+lock:  ## pin every dependency again; needs uv
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
+		--no-header --group dev pyproject.toml -o requirements.lock
+
+$(INSTALLED): requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	@echo "Installing pinned versions ..."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+clean:
+	rm -rf .venv demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache

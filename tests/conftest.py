@@ -1,0 +1,72 @@
+"""What tests share: a fresh store, the real data where it is, and the switch under which nothing may skip."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.settings import load_settings
+from storage.store import Store
+
+ROOT = Path(__file__).parent.parent
+SHARED = Path(os.environ.get("AFTERLOG_TEST_SHARED", ROOT.parent / "shared")) / "data"
+
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real data (../shared/data) is not here")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:  # noqa: ARG001
+    """Under AFTERLOG_TEST_NO_SKIP a skipped test is a failed one."""
+    outcome = yield
+    report = outcome.get_result()
+    if report.skipped and os.environ.get("AFTERLOG_TEST_NO_SKIP"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped where nothing may skip: {report.longrepr}"
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the person who runs the tests reaches them."""
+    for name in list(os.environ):
+        if name.startswith("AFTERLOG_") and not name.startswith("AFTERLOG_TEST_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def make_store(tmp_path: Path) -> Callable[..., Store]:
+    """Make a store on a HOME under the test's folder, with settings of the test's own."""
+
+    def make(folder: str = "home", **settings: object) -> Store:
+        return Store(load_settings(home=tmp_path / folder, **settings))
+
+    return make
+
+
+@pytest.fixture
+def store(make_store: Callable[..., Store]) -> Store:
+    """A store with default settings on a fresh HOME."""
+    return make_store()
+
+
+def afterlog(
+    home: Path, *arguments: str, stdin: bytes | None = None, **settings: str
+) -> subprocess.CompletedProcess[bytes]:
+    """Run the command line as a real process on `home`; settings by their names, `timeout="45m"` say."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("AFTERLOG_") or k.startswith("AFTERLOG_TEST_")}
+    env |= {"AFTERLOG_HOME": str(home)} | {f"AFTERLOG_{k.upper()}": v for k, v in settings.items()}
+    return subprocess.run(
+        [sys.executable, "-m", "deployments.cli", *arguments], input=stdin, capture_output=True, env=env, timeout=300,
+        cwd=ROOT, check=False,
+    )  # fmt: skip
+
+
+def log_bytes(home: Path, log: str, partition: int = 0) -> bytes:
+    """A partition's segments put together, as they are on the disk."""
+    folder = home / "logs" / log / str(partition)
+    return b"".join(path.read_bytes() for path in sorted(folder.glob("*.jsonl")))
