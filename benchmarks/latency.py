@@ -23,6 +23,7 @@ from pathlib import Path
 
 from aiosmtpd.controller import Controller
 
+from deployments.server import free_port
 from storage.contacts import Entry, save_contacts
 from storage.door import append_events
 from storage.settings import load_settings
@@ -55,9 +56,9 @@ def main() -> None:
     parser.add_argument("--customers", type=int, default=0, help="customers with open baskets before the start")
     arguments = parser.parse_args()
     inbox = Inbox()
-    controller = Controller(inbox, hostname="127.0.0.1", port=0)
+    port = free_port()
+    controller = Controller(inbox, hostname="127.0.0.1", port=port)
     controller.start()
-    port = controller.server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(
             AFTERLOG_HOME=folder + "/home", AFTERLOG_MAIL_URL=f"smtp://127.0.0.1:{port}", AFTERLOG_SHIFT_EVERY="60s"

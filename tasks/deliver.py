@@ -21,10 +21,11 @@ from storage.outbox import FAILED, SENT, SUPPRESSED, UNKNOWN, Mail, Outbox, Resu
 from storage.reader import PartitionReader
 from storage.times import now, show
 from tasks.mail import MailError, compose, parse_address
+from tasks.mail_url import parse_mail_url
 from tasks.process import IDLE_WAIT, UNCONFIRMED_WAIT, positions, process_to_end
 from tasks.run import Run
 from tasks.topology import DELIVERIES
-from tasks.transport import NotSent, OutcomeUnknown, Transport, open_transport, parse_mail_url
+from tasks.transport import NotSent, OutcomeUnknown, Transport, open_transport
 
 NAME = "deliver"
 GUARDS = ("abandonment", "normalise")

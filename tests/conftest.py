@@ -21,7 +21,7 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real data (..
 
 
 @pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Any:  # noqa: ARG001
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
     """Under AFTERLOG_TEST_NO_SKIP a skipped test is a failed one."""
     outcome = yield
     report = outcome.get_result()
