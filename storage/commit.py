@@ -15,6 +15,7 @@ from storage.database import Database
 from storage.derived import DerivedWriter
 from storage.errors import ConflictError
 from storage.reader import PartitionReader
+from storage.state import StateStore
 from storage.steps import reached
 from storage.tables import Checkpoint
 from storage.times import now
@@ -64,7 +65,8 @@ class Pending:
     """What was read and given since the last commit."""
 
     lines: list[bytes] = field(default_factory=list)
-    statements: list[Statement] = field(default_factory=list)
+    statements: Sequence[Statement] = ()
+    states: StateStore[Any] | None = None
 
 
 def load_position(database: Database, processor: str, generation: int, log: str, partition: int) -> Position:
@@ -101,6 +103,8 @@ def commit(
         cut = target.writer.extend(target.end, data, may_differ=position.changed_at == position.commit)
     with database.write() as connection:
         _swap(connection, position, 1)
+        if pending.states is not None:
+            pending.states.write(connection)
         for sql, rows in pending.statements:
             connection.execute(sql, list(rows))
         if target is not None and data:

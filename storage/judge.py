@@ -40,8 +40,8 @@ class _Wire(msgspec.Struct, gc=False):
     subject: _Subject
     verb: str | _Verb
     object: Raw = Raw(b"null")
-    context: _Context | UnsetType = UNSET
-    event: _Stamp | UnsetType = UNSET
+    context: _Context = None  # type: ignore[assignment]  # where it is missing; a null is no usable time
+    event: _Stamp = None  # type: ignore[assignment]
 
 
 class _RawContext(msgspec.Struct):
@@ -84,16 +84,14 @@ def decode(block: Block, log: str, partition: int, clock: int, max_line: int) ->
     events: list[Event] = []
     bad: list[Bad] = []
     offset = block.start
-    text_is_sound = _is_utf8(block.lines)
+    sound = _is_utf8(block.lines)
     for index, line in enumerate(block.lines):
         length = len(line)
         try:
-            if block.oversized and index in block.oversized:
-                length = block.oversized[index]
+            if length > max_line or (block.oversized and index in block.oversized):
+                length = block.oversized.get(index, length)
                 raise Rejected(f"too long: {length} bytes, at most {max_line}")
-            if length > max_line:
-                raise Rejected(f"too long: {length} bytes, at most {max_line}")
-            event = judge(line, offset, clock, text_is_sound)
+            event = judge(line, offset, clock, sound)
             clock = event.clock
             events.append(event)
         except Rejected as error:
@@ -120,18 +118,21 @@ def judge(line: bytes, offset: int, clock: int, sound: bool = False) -> Event:
         item = read_item(wire.object) if verb in ITEM_VERBS else None
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return judge_slowly(line, offset, clock)
-    at: Any = None if wire.context is UNSET else wire.context.at
-    stamp = wire.event
-    inserted_at: Any = None
+    at: Any = wire.context
+    if at is not None:
+        at = at.at
+        if at.__class__ is not int or not SECONDS_BELOW <= at <= LATEST:
+            at = _time(at, line, "context.at")
+    taken = at
     event_id: Any = None
-    if stamp is not UNSET:
-        inserted_at = stamp.inserted_at
+    stamp = wire.event
+    if stamp is not None:
         event_id = stamp.id if stamp.id.__class__ is str else None
-    if at.__class__ is not int or not SECONDS_BELOW <= at <= LATEST:
-        at = _time(at, line, "context.at")
-    if inserted_at.__class__ is not int or not SECONDS_BELOW <= inserted_at <= LATEST:
-        inserted_at = _time(inserted_at, line, "event.inserted_at")
-    taken = at if inserted_at is None else inserted_at
+        inserted_at: Any = stamp.inserted_at
+        if inserted_at.__class__ is not int or not SECONDS_BELOW <= inserted_at <= LATEST:
+            inserted_at = _time(inserted_at, line, "event.inserted_at")
+        if inserted_at is not None:
+            taken = inserted_at
     if taken is None:
         raise Rejected("no time: neither context.at nor event.inserted_at")
     if taken > clock:

@@ -13,19 +13,20 @@ from storage.tables import State
 
 S = TypeVar("S")
 
-_UPSERT = sa.text(
-    "INSERT INTO state (checkpoint, key, value, due, rank) VALUES (:checkpoint, :key, :value, :due, :rank) "
-    "ON CONFLICT (checkpoint, key) DO UPDATE SET value = excluded.value, due = excluded.due, rank = excluded.rank"
+_UPSERT = (
+    "INSERT INTO state (checkpoint, key, value, due, rank) VALUES (?, ?, ?, ?, ?) ON CONFLICT (checkpoint, key) "
+    "DO UPDATE SET value = excluded.value, due = excluded.due, rank = excluded.rank"
 )
-_DELETE = sa.text("DELETE FROM state WHERE checkpoint = :checkpoint AND key = :key")
+_DELETE = "DELETE FROM state WHERE checkpoint = ? AND key = ?"
 _CHUNK = 500
+_ROWS_AT_ONCE = 2_000
 
 
 class StateStore(Generic[S]):
     """The state of one processor in one partition, by its own keys.
 
-    `get` gives the object itself: whoever changes it says so with `put`. What was put is in memory until `statements`
-    went into a commit; `due_before` finds only what is committed.
+    `get` gives the object itself: whoever changes it says so with `put`. What was put is in memory until `write`
+    was part of a commit; `due_before` finds only what is committed.
     """
 
     def __init__(self, database: Database, checkpoint: int, kind: type[S], cache_keys: int) -> None:
@@ -95,26 +96,28 @@ class StateStore(Generic[S]):
         """Whether anything changed since the last commit."""
         return bool(self._changed)
 
-    def statements(self) -> list[tuple[sa.TextClause, list[dict[str, Any]]]]:
-        """What writes the changes since the last commit."""
-        puts, drops = [], []
+    def write(self, connection: sa.Connection) -> None:
+        """Write the changes since the last commit; part of the commit's transaction."""
+        puts: list[tuple[Any, ...]] = []
+        drops: list[tuple[Any, ...]] = []
         for key, due in sorted(self._changed.items()):  # in the table's own order, so that neighbours share a page
             value = self._cache[key]
             if value is None:
-                drops.append({"checkpoint": self._checkpoint, "key": key})
+                drops.append((self._checkpoint, key))
             else:
-                at, rank = due or (None, None)
-                puts.append(
-                    {"checkpoint": self._checkpoint, "key": key, "value": self._encode(value), "due": at, "rank": rank}
-                )
-        return [(sql, rows) for sql, rows in ((_DELETE, drops), (_UPSERT, puts)) if rows]
+                puts.append((self._checkpoint, key, self._encode(value), *(due or (None, None))))
+            if len(puts) >= _ROWS_AT_ONCE:
+                _execute(connection, _UPSERT, puts)
+        _execute(connection, _UPSERT, puts)
+        _execute(connection, _DELETE, drops)
 
     def committed(self) -> None:
         """The changes are in the database: memory may let go of them."""
-        self._changed.clear()
         if len(self._cache) > self._cache_keys:
-            self._cache.clear()
+            recent = list(self._changed)[-self._cache_keys :]
+            self._cache = {key: self._cache[key] for key in recent}
             self._complete = False
+        self._changed.clear()
 
     def refresh_earliest(self) -> None:
         """Look up again what is due first; right only when nothing is dirty."""
@@ -131,3 +134,11 @@ class StateStore(Generic[S]):
         with self._database.read() as connection:
             found = connection.scalar(wanted)
         return None if found is None else int(found)
+
+
+def _execute(connection: sa.Connection, sql: str, rows: list[tuple[Any, ...]]) -> None:
+    """Run a statement for many rows, past SQLAlchemy's own handling of each, which costs more than the write."""
+    if rows:
+        mark = "?" if connection.dialect.paramstyle == "qmark" else "%s"
+        connection.exec_driver_sql(sql.replace("?", mark), rows)
+        rows.clear()

@@ -6,7 +6,6 @@ gets it. What is not known after a crash or a lost connection is UNKNOWN and wai
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,17 +18,16 @@ from storage.errors import Stopped
 from storage.event import Event
 from storage.outbox import FAILED, SENT, SUPPRESSED, UNKNOWN, Mail, Outbox, Result
 from storage.reader import PartitionReader
-from storage.times import now, show
+from storage.times import now
+from tasks.guards import Guards, read_event
 from tasks.mail import MailError, compose, parse_address
 from tasks.mail_url import parse_mail_url
-from tasks.process import IDLE_WAIT, UNCONFIRMED_WAIT, positions, process_to_end
+from tasks.process import IDLE_WAIT, UNCONFIRMED_WAIT
 from tasks.run import Run
 from tasks.topology import DELIVERIES
 from tasks.transport import NotSent, OutcomeUnknown, Transport, open_transport
 
 NAME = "deliver"
-GUARDS = ("abandonment", "normalise")
-"""The processors that must be at their logs' ends before a mail goes out: they tell who is back and who has ordered."""
 OUTCOMES = frozenset({"ABANDONMENT_RETRACTED", "RECOVERED_BASKET"})
 _FIRST_DELAY, _LONGEST_DELAY = 5_000, 600_000
 _AT_ONCE = 200
@@ -78,6 +76,7 @@ class Deliverer:
         self.run, self.settings = run, run.store.settings
         self.summary = DeliverySummary()
         self.outbox = Outbox(run.store, DELIVERIES)
+        self._guards = Guards(run, self.outbox)
         logs = [*run.topology.mail_logs(), "baskets"]
         self._sources = [self._open(log, part) for log in logs for part in run.store.partitions(log)]
         self._transport: Transport = open_transport(
@@ -139,7 +138,7 @@ class Deliverer:
         for mail in mails:
             if self.run.stop.is_set():
                 break
-            reason = self._plain_reason(mail)
+            reason = self._guards.plain_reason(mail)
             if reason:
                 decided.append(Result(mail, SUPPRESSED, reason))
             else:
@@ -157,32 +156,16 @@ class Deliverer:
                     self.summary.reasons[result.reason] += 1
             results.clear()
 
-    def _plain_reason(self, mail: Mail) -> str:
-        """Why a mail is not to be sent, as far as that can be told without looking at the logs."""
-        if now() > mail.not_after:
-            return "too old: past its not_after" + (f"; last try: {mail.reason}" if mail.reason else "")
-        contact = self.outbox.contact(mail)
-        if contact is None:
-            return "no address"
-        if contact.unsubscribed:
-            return "unsubscribed"
-        return "" if self._allowed(contact.email) else "not on the list of allowed recipients"
-
-    def _allowed(self, email: str) -> bool:
-        allowed = [entry.casefold() for entry in self.settings.mail_allow]
-        address = email.strip().casefold()
-        return not allowed or any(address.endswith(e) if e.startswith("@") else address == e for e in allowed)
-
     def _deliver(self, mail: Mail) -> None:
         """Claim, follow the logs to their ends as of the claim, ask once more, send."""
-        self._follow_guards()
+        self._guards.follow_logs()
         self.outbox.claim(mail)
         try:
-            self._follow_guards()
+            self._guards.follow_logs()
             for source in self._sources:
                 self._take_in(source)
-            event = self._event(mail)
-            reason = self._plain_reason(mail) or self._log_reason(event)
+            event = read_event(self.run, mail.log, mail.partition, mail.offset)
+            reason = self._guards.plain_reason(mail) or self._guards.log_reason(event)
         except BaseException:
             self.outbox.put_back(mail, now(), mail.reason)
             raise
@@ -206,37 +189,6 @@ class Deliverer:
         except MailError as error:
             return [Result(mail, FAILED, error.reason)]
         return [Result(mail, SENT)]
-
-    def _follow_guards(self) -> None:
-        """Have the guards at the ends of the raw logs as they are now; while they lag, mail waits."""
-        store, known = self.run.store, positions(self.run.store)
-        for name in GUARDS:
-            log = self.run.topology.make(name).reads
-            for partition in store.partitions(log):
-                reader = store.reader(log, partition)
-                end = reader.end()
-                reader.close()
-                at = next((p.offset for p in known if (p.processor, p.log, p.partition) == (name, log, partition)), 0)
-                if at < end:
-                    process_to_end(self.run, name, None)
-                    break
-
-    def _event(self, mail: Mail) -> dict[str, Any]:
-        return _read(self.run, mail.log, mail.partition, mail.offset)
-
-    def _log_reason(self, event: dict[str, Any]) -> str:
-        """Why a reminder is not to be sent: its abandonment was retracted, or the customer has ordered since."""
-        source = event["context"]["source"]
-        if source["log"] != "baskets":
-            return ""
-        cause = _read(self.run, source["log"], source["partition"], source["offset"])
-        verbs = self.outbox.settled_by(cause["event"]["id"])
-        if "ABANDONMENT_RETRACTED" in verbs:
-            return "retracted"
-        ordered = self.outbox.ordered_since(str(cause["subject"]["id"]), cause["context"]["at"])
-        if ordered is not None:
-            return f"ordered since: at {show(ordered)}"
-        return "ordered since" if "RECOVERED_BASKET" in verbs else ""
 
 
 def deliver_to_end(run: Run, limit: int | None = None) -> DeliverySummary:
@@ -281,19 +233,6 @@ def follow_mail(run: Run) -> DeliverySummary:
     finally:
         lock.release()
     return summary
-
-
-def _read(run: Run, log: str, partition: int, offset: int) -> dict[str, Any]:
-    """The event at a place; json takes numbers that orjson refuses, and a cause may carry one."""
-    reader = run.store.reader(log, partition)
-    try:
-        block = reader.read(offset, reader.end(), 1, 1 << 40)
-    finally:
-        reader.close()
-    if block is None:
-        raise LookupError(f"no event at {log}:{partition}:{offset}")
-    event: dict[str, Any] = json.loads(block.lines[0])
-    return event
 
 
 def _settled(event: Event) -> dict[str, Any]:

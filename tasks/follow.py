@@ -154,7 +154,7 @@ class PartitionFollower:
         out = self._out
         self.processor.flush(out)
         self.position.derived += len(out.lines)
-        pending = Pending(out.lines, [*self.states.statements(), *out.statements])
+        pending = Pending(out.lines, out.statements, self.states)
         cut = commit(self.run.store.database, self.reader, self.target, self.position, pending)
         self.states.committed()
         if cut:

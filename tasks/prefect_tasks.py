@@ -48,7 +48,7 @@ def _back_off(run: Run) -> None:
     """Wait before a retry; here and not by Prefect, so that a stop ends it."""
     tries = task_run.run_count or 1
     if tries > 1:
-        run.stop.wait(min(2 ** (tries - 2), 30))
+        run.stop.wait(run.store.settings.retry_delay / 1000 * 2 ** (tries - 2))
 
 
 @_retried("process to the end")

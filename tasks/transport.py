@@ -19,6 +19,7 @@ from email.policy import SMTP
 from pathlib import Path
 from typing import Protocol, Self
 
+from storage.segment import fsync_directory
 from tasks.mail import MailError
 from tasks.mail_url import MailUrl, MailUrlError
 
@@ -95,7 +96,7 @@ class FileTransport(Transport):
         except OSError as error:
             raise NotSent(f"{self._folder}: {error.strerror or error}", permanent=False) from error
         try:
-            _sync(self._folder)
+            fsync_directory(self._folder)
         except OSError as error:
             # The file has its name, but a power cut could still take it away.
             raise OutcomeUnknown(f"{self._folder}: written, but {error.strerror or error}") from error
@@ -106,7 +107,7 @@ class FileTransport(Transport):
     def _write(self, data: bytes, place: Path) -> None:
         if not self._folder.is_dir():
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _sync(self._folder.parent)
+            fsync_directory(self._folder.parent)
         if place.exists():
             return
         handle, draft = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=self._folder)  # with mode 0600
@@ -295,11 +296,3 @@ def _shown(text: bytes | str, letter: _Letter | None = None) -> str:
         local = re.escape(letter.recipient.rpartition("@")[0])
         line = re.sub(rf"(?<!\w){local}(?!\w)", "[address]", line, flags=re.IGNORECASE)
     return " ".join(line.split())[:200]
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from tasks.mail import AddressError, TemplateMissing, UnusableEvent, compose, parse_address, templates
-from tasks.transport import MailUrl, MailUrlError, NotSent, OutcomeUnknown, open_transport, parse_mail_url
+from tasks.mail_url import MailUrl, MailUrlError, parse_mail_url
+from tasks.transport import NotSent, OutcomeUnknown, open_transport
 from tests.smtp_server import DROP, HANG, Fault, Received, SmtpServer, refusing_port
 
 NOW = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
@@ -29,9 +30,7 @@ BASKET = [
 ]
 
 
-def email_event(
-    template: object = "basket-reminder", basket: object = BASKET, **cause: Any
-) -> dict[str, Any]:
+def email_event(template: object = "basket-reminder", basket: object = BASKET, **cause: Any) -> dict[str, Any]:
     """An EMAIL event as the derived logs hold it, with the basket in its causing event."""
     caused_by = {
         "subject": {"id": 15},
@@ -64,9 +63,7 @@ def part(event: dict[str, Any], kind: str) -> str:
 
 def listed(basket: object) -> list[str]:
     """The lines of the plain text that name an item or the total."""
-    return [
-        line for line in part(email_event(basket=basket), "plain").splitlines() if re.match("- |Total", line)
-    ]
+    return [line for line in part(email_event(basket=basket), "plain").splitlines() if re.match("- |Total", line)]
 
 
 class TestCompose:
@@ -187,9 +184,7 @@ class TestCompose:
     @pytest.mark.parametrize("template", ["welcome", "../mail", "_items", "layout", None, {"a": 1}])
     def test_an_unknown_template_is_refused_with_the_known_ones(self, template: object) -> None:
         assert templates() == ["basket-reminder", "order-confirmed", "tax-received"]
-        with pytest.raises(
-            TemplateMissing, match="known ones are basket-reminder, order-confirmed, tax-received"
-        ):
+        with pytest.raises(TemplateMissing, match="known ones are basket-reminder, order-confirmed, tax-received"):
             composed(email_event(template))
 
     @pytest.mark.parametrize("event_id", [None, "", 7])
@@ -225,9 +220,7 @@ class TestAddresses:
          "=?utf-8?q?=0D=0ABcc:_eve?=@example.com", "=?utf-8?q?=0D=0A@example.com"],
     )  # fmt: skip
     def test_anything_else_is_refused_without_being_quoted(self, text: str) -> None:
-        with pytest.raises(
-            AddressError, match=r"expected one address such as ann@example\.com, found"
-        ) as raised:
+        with pytest.raises(AddressError, match=r"expected one address such as ann@example\.com, found") as raised:
             parse_address(text)
         assert "bob" not in str(raised.value)
         assert "eve" not in str(raised.value)
@@ -313,9 +306,7 @@ class TestMailUrl:
         assert "hunter2" not in repr(url)
 
     def test_an_unreadable_ca_file_is_refused_at_once(self, tmp_path: Path) -> None:
-        with pytest.raises(
-            MailUrlError, match=r"found none\.pem: No such file or directory, expected a readable"
-        ):
+        with pytest.raises(MailUrlError, match=r"found none\.pem: No such file or directory, expected a readable"):
             open_transport(parse_mail_url("smtps://h?cafile=none.pem"), tmp_path)
 
 
@@ -377,9 +368,7 @@ class TestSmtp:
             ("535 5.7.8 who", False),
         ],
     )
-    def test_a_refusal_is_certain_and_the_next_message_goes_out(
-        self, step: Any, answer: str, permanent: bool
-    ) -> None:
+    def test_a_refusal_is_certain_and_the_next_message_goes_out(self, step: Any, answer: str, permanent: bool) -> None:
         with (
             SmtpServer([Fault(step, answer)]) as server,
             open_transport(parse_mail_url(server.url), Path()) as transport,
@@ -457,9 +446,7 @@ class TestSmtp:
             ("2" * 9000, "the message was handed over; answered 500 Line too long."),
         ],
     )
-    def test_no_clear_answer_to_the_message_means_unknown(
-        self, answer: str, reason: str, accepted: bool
-    ) -> None:
+    def test_no_clear_answer_to_the_message_means_unknown(self, answer: str, reason: str, accepted: bool) -> None:
         with (
             SmtpServer([Fault("body", answer, accepted)], timeout=0.2) as server,
             open_transport(parse_mail_url(server.url), Path()) as transport,
@@ -597,9 +584,7 @@ class TestFile:
         assert list((tmp_path / "box").iterdir()) == []
 
     @pytest.mark.parametrize("message_id", [None, "<../x@example.com>", "<.x@example.com>"])
-    def test_a_message_that_cannot_name_its_file_is_refused(
-        self, tmp_path: Path, message_id: str | None
-    ) -> None:
+    def test_a_message_that_cannot_name_its_file_is_refused(self, tmp_path: Path, message_id: str | None) -> None:
         message = EmailMessage()
         message["From"], message["To"] = "a@example.com", "b@example.com"
         if message_id:

@@ -67,7 +67,8 @@ class Processor(contract.Processor[Customer]):
 
     def process(self, batch: Batch, state: contract.States[Customer], out: contract.Output) -> None:
         """Take the interactions of customers; leave out other subjects, excluded verbs, and what is too old to count."""
-        timeout, excluded, get = self.settings.timeout, set(self.settings.excluded), state.get
+        timeout, excluded = self.settings.timeout, set(self.settings.excluded)
+        get, put = state.get, state.put
         ignored = 0
         for event in batch.events:
             clock, at = event.clock, event.at
@@ -86,7 +87,7 @@ class Processor(contract.Processor[Customer]):
             basket.apply(customer.items, event)
             if at > customer.last:
                 self._raise_last(event, customer)
-            state.put(event.key, customer, self._due(customer))
+            put(event.key, customer, self._due(customer))
         out.ignored += ignored
 
     def due(self, as_of: int) -> int:

@@ -1,0 +1,81 @@
+"""Guards: whether a mail that is due should still be sent, asked of the address book and of the logs.
+
+A reminder that arrives after the purchase is what such systems are complained about most.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from storage.outbox import Mail, Outbox
+from storage.times import now, show
+from tasks.process import positions, process_to_end
+from tasks.run import Run
+
+PROCESSORS = ("abandonment", "normalise")
+"""They must be at their logs' ends before a mail goes out: they tell who is back and who has ordered."""
+
+
+class Guards:
+    """Says why a mail must not be sent, or nothing."""
+
+    def __init__(self, run: Run, outbox: Outbox) -> None:
+        self._run, self._outbox, self._allow = run, outbox, run.store.settings.mail_allow
+
+    def follow_logs(self) -> None:
+        """Have the processors that tell at the ends of the raw logs as they are now; while they lag, mail waits."""
+        store, known = self._run.store, positions(self._run.store)
+        for name in PROCESSORS:
+            log = self._run.topology.make(name).reads
+            for partition in store.partitions(log):
+                reader = store.reader(log, partition)
+                end = reader.end()
+                reader.close()
+                at = next((p.offset for p in known if (p.processor, p.log, p.partition) == (name, log, partition)), 0)
+                if at < end:
+                    process_to_end(self._run, name, None)
+                    break
+
+    def plain_reason(self, mail: Mail) -> str:
+        """Why a mail is not to be sent, as far as that can be told without looking at the logs."""
+        if now() > mail.not_after:
+            return "too old: past its not_after" + (f"; last try: {mail.reason}" if mail.reason else "")
+        contact = self._outbox.contact(mail)
+        if contact is None:
+            return "no address"
+        if contact.unsubscribed:
+            return "unsubscribed"
+        return "" if self._allowed(contact.email) else "not on the list of allowed recipients"
+
+    def _allowed(self, email: str) -> bool:
+        allowed = [entry.casefold() for entry in self._allow]
+        address = email.strip().casefold()
+        return not allowed or any(address.endswith(e) if e.startswith("@") else address == e for e in allowed)
+
+    def log_reason(self, event: dict[str, Any]) -> str:
+        """Why a reminder is not to be sent: its abandonment was retracted, or the customer has ordered since."""
+        source = event["context"]["source"]
+        if source["log"] != "baskets":
+            return ""
+        cause = read_event(self._run, source["log"], source["partition"], source["offset"])
+        verbs = self._outbox.settled_by(cause["event"]["id"])
+        if "ABANDONMENT_RETRACTED" in verbs:
+            return "retracted"
+        ordered = self._outbox.ordered_since(str(cause["subject"]["id"]), cause["context"]["at"])
+        if ordered is not None:
+            return f"ordered since: at {show(ordered)}"
+        return "ordered since" if "RECOVERED_BASKET" in verbs else ""
+
+
+def read_event(run: Run, log: str, partition: int, offset: int) -> dict[str, Any]:
+    """The event at a place; json takes numbers that orjson refuses, and a cause may carry one."""
+    reader = run.store.reader(log, partition)
+    try:
+        block = reader.read(offset, reader.end(), 1, 1 << 40)
+    finally:
+        reader.close()
+    if block is None:
+        raise LookupError(f"no event at {log}:{partition}:{offset}")
+    event: dict[str, Any] = json.loads(block.lines[0])
+    return event

@@ -1,0 +1,266 @@
+"""The flows under a real Prefect server: tasks, retries, shifts that hand over, signals, and everything in one command."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.door import append_events, append_lines
+from storage.locks import RunLock
+from storage.owner import owner_of, take_over
+from storage.settings import load_settings
+from storage.store import Store
+from storage.times import now
+from tasks.process import positions
+from tests.conftest import ROOT, afterlog, log_bytes
+
+PROCESSORS = {"quarantine", "derive", "abandonment", "anomalies", "normalise"}
+
+FAILING = """
+from tasks.processors import contract
+
+
+class Processor(contract.Processor):
+    name, reads, writes = "picky", "events", "picked"
+
+    def event(self, event, state, out):
+        if event.key == "poison":
+            raise ValueError("cannot take poison")
+        out.emit(self, event, {"id": event.id}, "PICKED", {"type": "NONE"}, name="picked")
+"""
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One Prefect server for all tests of this file."""
+    from prefect.settings import PREFECT_API_URL
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield str(PREFECT_API_URL.value())
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: str) -> Path:
+    """A fresh HOME that this process's settings name."""
+    monkeypatch.setenv("AFTERLOG_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("AFTERLOG_RETRY_DELAY", "10ms")
+    return tmp_path / "home"
+
+
+def customer_event(ident: object, verb: str = "STARTED_BROWSING", **obj: Any) -> dict[str, Any]:
+    return {
+        "subject": {"id": ident, "type": "CUSTOMER"},
+        "verb": {"type": verb},
+        "object": {"type": "NONE", **obj},
+        "context": {"at": now()},
+    }
+
+
+def task_runs(flow_run_id: object) -> list[Any]:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+    async def read() -> list[Any]:
+        async with get_client() as client:
+            return await client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])))
+
+    return asyncio.run(read())
+
+
+def settled(state: Any, expected: int) -> list[Any]:
+    """The task runs of a flow run; they reach the server a moment after the run has ended."""
+    for _ in range(50):
+        runs = task_runs(state.state_details.flow_run_id)
+        if len(runs) >= expected:
+            return runs
+        time.sleep(0.2)
+    return runs
+
+
+def wait_for(what: Any, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def start_shift(flow: str, server: str, log: Path) -> subprocess.Popen[bytes]:
+    code = f"from flows.{flow} import {flow}; {flow}(shift=True)"
+    env = {**os.environ, "PREFECT_API_URL": server}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, stdout=log.open("ab"), stderr=subprocess.STDOUT
+    )
+
+
+def test_the_number_of_task_runs_does_not_grow_with_the_number_of_events(home: Path) -> None:
+    from flows.process import process
+
+    store = Store(load_settings())
+    counts = []
+    for events in (1, 3000):
+        append_events(store, "events", [customer_event(i) for i in range(events)])
+        state = process(return_state=True)
+        assert state.is_completed()
+        counts.append(len(settled(state, len(PROCESSORS))))
+    assert counts == [len(PROCESSORS), len(PROCESSORS)]
+
+
+def test_one_processor_that_fails_is_retried_and_holds_back_no_other(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.process import process
+
+    (tmp_path / "picky_one.py").write_text(FAILING)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("AFTERLOG_PROCESSORS", '["picky_one"]')
+    store = Store(load_settings())
+    append_events(store, "events", [customer_event(1), customer_event("poison"), customer_event(2)])
+    state = process(return_state=True)
+    assert state.is_failed()
+    assert "picky: cannot take poison" in state.message
+    runs = {run.name: run for run in settled(state, len(PROCESSORS) + 1)}
+    assert runs["picky"].run_count == 6
+    assert runs["picky"].state.is_failed()
+    assert all(runs[name].state.is_completed() for name in PROCESSORS)
+    assert {p.processor: p.lines for p in positions(store)} == {**dict.fromkeys(PROCESSORS, 3), "picky": 0}
+
+    sys.modules.pop("picky_one")
+    (tmp_path / "picky_one.py").write_text(FAILING.replace('"poison"', '"nobody"'))
+    assert process(return_state=True).is_completed()
+    assert log_bytes(home, "picked").count(b"\n") == 3
+
+
+def test_a_time_ahead_of_now_is_refused_before_anything_runs(home: Path) -> None:
+    from flows.process import process
+
+    state = process(as_of=now() + 3_600_000, return_state=True)
+    assert state.is_failed()
+    assert "as-of lies ahead" in state.message
+    assert log_bytes(home, "clock") == b""
+
+
+def test_a_shift_follows_hands_over_without_a_hole_and_stops_on_a_signal(
+    home: Path, server: str, tmp_path: Path
+) -> None:
+    store = Store(load_settings())
+    append_events(store, "events", [customer_event(0)])
+    log = tmp_path / "shifts.log"
+    first = start_shift("process", server, log)
+    second = None
+    try:
+        wait_for(lambda: len([p for p in positions(store) if p.lines == 1]) == len(PROCESSORS))
+        owner = owner_of(store.database, "process")
+        assert owner is not None
+        second = start_shift("process", server, log)
+        count, last, longest = 1, time.monotonic(), 0.0
+        while first.poll() is None or count < 60:
+            append_events(store, "events", [customer_event(count)])
+            count += 1
+            wanted = count
+            wait_for(lambda wanted=wanted: _least_read(store) >= wanted, 30)
+            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+        assert first.returncode == 0
+        assert longest < 2.0
+        after = owner_of(store.database, "process")
+        assert after is not None
+        assert after.run_id != owner.run_id
+
+        second.send_signal(signal.SIGTERM)
+        time.sleep(1.0)
+        before = [p.offset for p in positions(store)]
+        append_events(store, "events", [customer_event("after the signal")])
+        time.sleep(1.0)
+        assert [p.offset for p in positions(store)] == before
+        assert RunLock(store.lock_path("derive.lock"), "test").try_acquire()
+        second.wait(30)
+    finally:
+        for process in (first, second):
+            if process is not None and process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+def _least_read(store: Store) -> int:
+    return min(p.lines for p in positions(store) if p.processor in PROCESSORS)
+
+
+def test_a_shift_that_starts_late_gives_way_to_its_successor(home: Path) -> None:
+    from flows.process import process
+
+    store = Store(load_settings())
+    take_over(store.database, "process", "the successor", now() + 600_000)
+    lock = RunLock(store.lock_path("derive.lock"), "the successor")
+    assert lock.try_acquire()
+    begun = time.monotonic()
+    state = process(shift=True, return_state=True)
+    lock.release()
+    assert state.is_completed()
+    assert time.monotonic() - begun < 15
+    owner = owner_of(store.database, "process")
+    assert owner is not None
+    assert owner.run_id == "the successor"
+
+
+def test_react_turns_a_basket_into_one_mail_and_never_a_second(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.process import process
+    from flows.react import react
+    from storage.contacts import Entry, save_contacts
+
+    store = Store(load_settings())
+    save_contacts(store.database, [Entry("CUSTOMER", "7", "seven@example.com", False)])
+    item = {"id": 3, "name": "Lemon", "price": 5, "count": 2}
+    left = customer_event(7, "ADDED_ITEM_TO_BASKET", item=item)
+    left["context"]["at"] -= 31 * 60_000
+    left["event"] = {"inserted_at": left["context"]["at"]}
+    import orjson
+
+    append_lines(store, "events", [orjson.dumps(left)])
+    process()
+    for _ in range(2):
+        react()
+    mails = list((home / "outbox").glob("*.eml"))
+    assert len(mails) == 1
+    assert b"seven@example.com" in mails[0].read_bytes()
+    assert log_bytes(home, "deliveries").count(b'"SENT"') == 1
+
+
+def test_without_a_server_process_starts_a_temporary_one_and_says_so(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    golden = b'{"subject":{"id":1},"verb":"X","context":{"at":1650549837170}}\n'
+    assert afterlog(home, "append", "events", stdin=golden).returncode == 0
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "AFTERLOG_"))}
+    done = subprocess.run(
+        [sys.executable, "-m", "deployments.cli", "process"], cwd=ROOT, capture_output=True, check=False, timeout=240,
+        env={**env, "AFTERLOG_HOME": str(home), "HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"No Prefect server is set or found: starting a temporary one" in done.stderr
+    assert b"abandonment\t1\t0\t0\t1\t0\t63" in done.stdout
+
+
+def test_the_demo_shows_baskets_anomalies_and_a_mail_and_leaves_nothing_running(tmp_path: Path) -> None:
+    home = tmp_path / "demo"
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "AFTERLOG_"))}
+    done = subprocess.run(
+        [sys.executable, "-m", "deployments.cli", "demo", "--once"], cwd=ROOT, capture_output=True, check=False,
+        timeout=400, env={**env, "AFTERLOG_HOME": str(home)},
+    )  # fmt: skip
+    shown = done.stdout.decode()
+    assert done.returncode == 0, shown + done.stderr.decode()
+    assert re.search(r"\d+ abandoned baskets", shown)
+    assert re.search(r"\d+ anomalies", shown)
+    assert "Subject: " in shown
+    assert re.search(r"http://127\.0\.0\.1:\d+", shown)
+    running = subprocess.run(["pgrep", "-f", str(home)], capture_output=True, check=False).stdout
+    assert running == b""
