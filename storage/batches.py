@@ -9,14 +9,22 @@ from storage.event import Batch
 from storage.judge import decode
 from storage.reader import PartitionReader
 
+PATIENCE = 1.0
+"""Seconds that a follower waits for those behind it."""
+
 
 class BatchCache:
-    """The last few batches that any follower of a run has read. A cache, no coupling: each goes at its own pace."""
+    """The last few batches that any follower of a run has read.
 
-    def __init__(self, size: int, max_line: int, kept: int = 4) -> None:
+    A cache, no coupling: each follower goes at its own pace. But one that is about to run ahead of what is kept waits a
+    moment for the others, which would have to decode again what it drops; for one that does not move it waits once.
+    """
+
+    def __init__(self, size: int, max_line: int, kept: int = 8) -> None:
         self._size, self._max_line, self._kept = size, max_line, kept
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._batches: OrderedDict[tuple[str, int, int, int], Batch] = OrderedDict()
+        self._places: dict[tuple[str, int], dict[PartitionReader, int]] = {}
 
     def get(self, reader: PartitionReader, log: str, partition: int, start: int, end: int, clock: int) -> Batch | None:
         """The judged lines from `start` on, not beyond `end`; None where there are none.
@@ -24,7 +32,9 @@ class BatchCache:
         `clock` is the greatest clock or tick before `start`.
         """
         key = (log, partition, start, clock)
-        with self._lock:
+        with self._changed:
+            if end - start > self._size:
+                self._keep_pace(reader, self._places.setdefault((log, partition), {}), start)
             found = self._batches.get(key)
             if found is not None and found.end <= end:
                 return found
@@ -35,3 +45,18 @@ class BatchCache:
             while len(self._batches) > self._kept:
                 self._batches.popitem(last=False)
             return batch
+
+    def leave(self, reader: PartitionReader) -> None:
+        """`reader` reads no further: nobody need wait for it."""
+        with self._changed:
+            for places in self._places.values():
+                places.pop(reader, None)
+            self._changed.notify_all()
+
+    def _keep_pace(self, reader: PartitionReader, places: dict[PartitionReader, int], start: int) -> None:
+        places[reader] = start
+        self._changed.notify_all()
+        behind = start - (self._kept - 1) * self._size
+        if not self._changed.wait_for(lambda: min(places.values()) >= behind, PATIENCE):
+            for slow in [other for other, place in places.items() if place < behind]:
+                del places[slow]  # until it moves again

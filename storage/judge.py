@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal
+from sys import intern
 from typing import Any
 
 import msgspec
@@ -142,7 +143,10 @@ def judge(line: bytes, offset: int, clock: int, sound: bool = False) -> Event:
     subject = wire.subject
     ident = subject.id
     key = ident if ident.__class__ is str else str(ident)
-    return Event(offset, line, ident, key, subject.type, verb, wire.object, at, clock, item, event_id)
+    kind = subject.type
+    if kind.__class__ is str:
+        kind = intern(kind)  # few words, many events: one object each
+    return Event(offset, line, ident, key, kind, intern(verb), wire.object, at, clock, item, event_id)
 
 
 def _time(value: int | float | str | UnsetType | None, line: bytes, field: str) -> int | None:

@@ -62,6 +62,22 @@ class PartitionReader:
             return self._oversized(handle, segment, start, stop)
         return Block(start, start + cut, data[: cut - 1].split(b"\n"), {})
 
+    def line(self, offset: int) -> bytes:
+        """The line at `offset`, without its newline.
+
+        Raises:
+            LostDataError: there is none.
+        """
+        segment = self._segment_of(offset, offset + 1)
+        handle, at = self._use(segment), offset - segment.base
+        size, data = 1024, b""
+        while True:
+            data = os.pread(handle, size, at)
+            end = data.find(b"\n")
+            if end >= 0 or len(data) < size:
+                return data[:end] if end >= 0 else data
+            size *= 8
+
     def raw(self, start: int, end: int) -> Iterator[bytes]:
         """The bytes from `start` to `end`, in pieces, as they are."""
         while start < end:

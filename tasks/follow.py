@@ -16,7 +16,7 @@ from storage.event import Batch
 from storage.state import StateStore
 from storage.times import now
 from tasks.processors.contract import Output
-from tasks.run import Run
+from tasks.run import COLLECTOR, Run
 
 _DUE_AT_ONCE = 20_000
 
@@ -35,6 +35,7 @@ class PartitionFollower:
             store.database, self.position.id, self.processor.state, settings.cache_keys
         )
         self.reader = store.reader(log, partition)
+        self._earlier = store.reader(log, partition)  # for single lines, so that the other stays where it reads
         self.clock = Clock(store, run.topology.raw_logs())
         self.target = self._make_target()
         self._out = self._new_output()
@@ -44,7 +45,9 @@ class PartitionFollower:
 
     def close(self) -> None:
         """Close every file."""
+        (self.run.derived_batches if self.derived_source else self.run.batches).leave(self.reader)
         self.reader.close()
+        self._earlier.close()
         self.clock.close()
 
     def snapshot(self) -> Snapshot:
@@ -70,13 +73,14 @@ class PartitionFollower:
                 expected=f"at least {self.position.offset}",
                 do="Restore the newer copy of the log, or restore Afterlog's database to the same moment as this one",
             )
-        for tick in snapshot.ticks:
-            at = tick.ends.get(self.reader.name)
-            if at is not None:
-                self._lines_to(at)
-                self._apply(tick)
-            self.position.tick_offset = tick.next_offset
-        self._lines_to(end)
+        with COLLECTOR.paused():
+            for tick in snapshot.ticks:
+                at = tick.ends.get(self.reader.name)
+                if at is not None:
+                    self._lines_to(at)
+                    self._apply(tick)
+                self.position.tick_offset = tick.next_offset
+            self._lines_to(end)
         self.position.tick_offset = max(self.position.tick_offset, snapshot.clock_end)
         if self._marks() == self._committed:
             return False
@@ -169,7 +173,7 @@ class PartitionFollower:
         return position.offset, position.tick_offset, position.clock, position.as_of
 
     def _new_output(self) -> Output:
-        return Output(self.processor.reads, self.partition, self.derived_source)
+        return Output(self.processor.reads, self.partition, self._earlier.line, self.derived_source)
 
     def _make_target(self) -> Target | None:
         log, store = self.processor.writes, self.run.store

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from storage.batches import BatchCache
@@ -57,6 +60,30 @@ class Pulse:
             return newest.stat().st_size if newest is not None else -1
         except FileNotFoundError:
             return -1
+
+
+class _Collector:
+    """Python's cycle collector, paused while anybody in this process catches up: events form no cycles, and are many."""
+
+    def __init__(self) -> None:
+        self._lock, self._users = threading.Lock(), 0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Pause it until the last of those who asked is done."""
+        with self._lock:
+            self._users += 1
+            gc.disable()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    gc.enable()
+
+
+COLLECTOR = _Collector()
 
 
 class Run:

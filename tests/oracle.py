@@ -3,8 +3,8 @@
 One pass over a whole log in memory, one partition, no batches, no files. `run` gives the derived events as
 parsed dicts (floats for numbers with a point or exponent); sections named here are those of DESIGN.md.
 
-`context.source.offset` of a reminder counts the bytes of a baskets log as orjson would write it, and its
-`caused_by` over 64 KiB digests them; nothing else depends on how a derived line is spelt.
+A reminder names the place and the bytes of its abandonment in the log baskets, which depend on how that line is spelt
+(12.7 or 12.70): give `run` the baskets as they were written, else it takes them as orjson would write them.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date, time
 from decimal import MAX_EMAX, MIN_EMIN, ROUND_HALF_EVEN, Context, Decimal
@@ -459,12 +459,12 @@ def reactions(event: Event, rules: Rules) -> Iterator[Json]:
     yield email(object, event.clock, because, id, rules)
 
 
-def reminders(baskets: Iterable[Json], rules: Rules) -> Iterator[Json]:
-    """Yield an EMAIL for each abandonment, none within the gap after the customer's last one."""
-    offset = clock = 0
+def reminders(baskets: bytes, rules: Rules) -> Iterator[Json]:
+    """Yield an EMAIL for each abandonment of a baskets log, none within the gap after the customer's last one."""
+    clock = 0
     reminded: dict[str, int] = {}
-    for abandonment in baskets:
-        line = encode(abandonment).encode()
+    for offset, line in lines(baskets):
+        abandonment = READER.decode(line.decode())
         clock = max(clock, abandonment["event"]["inserted_at"])
         customer = abandonment["subject"]["id"]
         before = reminded.get(str(customer))
@@ -474,7 +474,6 @@ def reminders(baskets: Iterable[Json], rules: Rules) -> Iterator[Json]:
             object = {"id": customer, "type": "CUSTOMER", "template": "basket-reminder"}
             because = cause(line, ("baskets", rules.partition, offset))
             yield email(object, clock, because, f"remind/{abandonment['event']['id']}/basket-reminder", rules)
-        offset += len(line) + 1
 
 
 # Abandonment (7)
@@ -608,7 +607,10 @@ class Abandonment:
 
 
 def change(basket: dict[str, Json], good: Good) -> None:
-    """Change a basket as an event says; an absent count is 1, and a count of 0 or less takes out."""
+    """Change a basket as an event says; a count of 0 or less takes out.
+
+    An absent count is 1: it is not written into an item that has none, but replaces one that is there.
+    """
     if good.verb == "ORDERED":
         basket.clear()
     item = good.object.get("item") if isinstance(good.object, dict) else None
@@ -618,11 +620,11 @@ def change(basket: dict[str, Json], good: Good) -> None:
     if good.verb == "REMOVED_ITEM_FROM_BASKET":
         basket.pop(key, None)
     if good.verb in ("ADDED_ITEM_TO_BASKET", "CHANGED_ITEM_COUNT_IN_BASKET"):
-        count = item.get("count", 1)
-        if count <= 0:
+        known = basket.get(key, {})
+        if item.get("count", 1) <= 0:
             basket.pop(key, None)
         else:
-            basket[key] = {**basket.get(key, {}), **item, "count": count}
+            basket[key] = {**known, **({"count": 1} if "count" in known else {}), **item}
 
 
 def order_value(object: Any, emptied: dict[str, Json]) -> int | Decimal | None:
@@ -659,8 +661,8 @@ def is_finite_number(value: Any) -> bool:
 # The whole
 
 
-def run(log: bytes, ticks: Sequence[Tick], rules: Rules | None = None) -> Derived:
-    """Derive everything from a whole log with these ticks."""
+def run(log: bytes, ticks: Sequence[Tick], rules: Rules | None = None, baskets: bytes | None = None) -> Derived:
+    """Derive everything from a whole log with these ticks; reminders from `baskets` as they were written, if given."""
     rules = rules or Rules()
     abandonment = Abandonment(rules)
     rejected: list[Json] = []
@@ -674,7 +676,9 @@ def run(log: bytes, ticks: Sequence[Tick], rules: Rules | None = None) -> Derive
             case Event():
                 reacted.extend(reactions(step, rules))
                 abandonment.take(step)
-    reminded = list(reminders(abandonment.out, rules))
+    if baskets is None:
+        baskets = "".join(f"{encode(event)}\n" for event in abandonment.out).encode()
+    reminded = list(reminders(baskets, rules))
     counts = {"read": sum(1 for _ in lines(log)), "quarantined": len(rejected), **abandonment.counts}
     return Derived(
         quarantine=[parsed(event) for event in rejected],

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from storage.event import HEAD, Batch, Event
+from storage.event import Batch, Event
 from storage.times import DAY
 from tasks.processors import basket, contract
 
@@ -30,16 +30,14 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 class Customer(msgspec.Struct, array_like=True, gc=False):
-    """What is known of one customer. Times in milliseconds; `cause` is the line that raised `last` to its value."""
+    """What is known of one customer. Times in milliseconds; `cause` is the offset of the line that raised `last`."""
 
     last: int = -1
     started: int = 0
-    cause_offset: int = 0
-    cause: bytes = b""
-    cause_id: bytes = b""  # kept only where `cause` is a digest
+    cause: int = 0
     flagged: bool = False  # whether `last` has an abandonment's value
     items: dict[str, bytes] = {}
-    open: list[tuple[int, int]] = []  # (at, cause offset) of abandonments that stand and are not recovered
+    open: list[tuple[int, int]] = []  # (at, cause) of abandonments that stand and are not recovered
 
 
 class _Subject(msgspec.Struct):
@@ -115,7 +113,7 @@ class Processor(contract.Processor[Customer]):
         Days, not moments: a tick is written whenever something is due, and forgetting is worth few of them.
         """
         if customer.items and not customer.flagged:
-            return customer.last, customer.cause_offset
+            return customer.last, customer.cause
         return ((customer.last + FORGET) // DAY + 1) * DAY - self.settings.timeout, 0
 
     def _after_gap(self, event: Event, customer: Customer, out: contract.Output) -> Customer:
@@ -127,38 +125,34 @@ class Processor(contract.Processor[Customer]):
     def _raise_last(self, event: Event, customer: Customer) -> None:
         if customer.last < 0 or event.at > customer.last + self.settings.timeout:
             customer.started = event.at
-        raw = event.raw
-        customer.last, customer.cause_offset, customer.flagged = event.at, event.offset, False
-        if len(raw) > HEAD:
-            customer.cause = orjson.dumps(contract.verbatim(raw))
-            customer.cause_id = str(event.id).encode() if isinstance(event.id, int) else orjson.dumps(event.id)
-        else:
-            customer.cause, customer.cause_id = raw, b""
+        customer.last, customer.cause, customer.flagged = event.at, event.offset, False
 
     def _flag(self, customer: Customer, inserted_at: int, out: contract.Output) -> None:
+        cause = out.line(customer.cause)
+        subject = _decode_caused(cause).subject.id
         customer.flagged = True
-        customer.open.append((customer.last, customer.cause_offset))
+        customer.open.append((customer.last, customer.cause))
         # An order counts within 7 days of the abandonment, and 30 days late at most.
         customer.open = [pair for pair in customer.open if pair[0] + RECOVER + FORGET >= inserted_at]
         out.write(
             {
-                "subject": {"id": self._subject(customer), "type": SYSTEM},
+                "subject": {"id": contract.json_id(subject), "type": SYSTEM},
                 "verb": {"type": "ABANDONED_BASKET"},
                 "object": {"type": "BASKET", "basket": orjson.Fragment(basket.basket_json(customer.items))},
                 "context": {
                     "at": customer.last,
                     "started_at": customer.started,
-                    "caused_by": orjson.Fragment(customer.cause),
-                    "source": out.source(customer.cause_offset),
+                    "caused_by": contract.verbatim(cause),
+                    "source": out.source(customer.cause),
                 },
-                "event": {"id": self._id(customer.cause_offset, "abandoned", out), "inserted_at": inserted_at},
+                "event": {"id": self._id(customer.cause, "abandoned", out), "inserted_at": inserted_at},
             }
         )
 
     def _retract(self, event: Event, customer: Customer, out: contract.Output) -> None:
-        flagged = (customer.last, customer.cause_offset)
+        flagged = (customer.last, customer.cause)
         customer.open = [pair for pair in customer.open if pair != flagged]
-        self._close("ABANDONMENT_RETRACTED", "retracted", {"type": "NONE"}, event, customer.cause_offset, out)
+        self._close("ABANDONMENT_RETRACTED", "retracted", {"type": "NONE"}, event, customer.cause, out)
 
     def _recover(self, event: Event, customer: Customer, out: contract.Output) -> None:
         """Count the order for the newest abandonment that stands, if it happened within 7 days after it."""
@@ -192,8 +186,3 @@ class Processor(contract.Processor[Customer]):
 
     def _id(self, cause_offset: int, name: str, out: contract.Output) -> str:
         return f"{self.name}/{out.log}:{out.partition}:{cause_offset}/{name}"
-
-    def _subject(self, customer: Customer) -> Any:
-        if customer.cause_id:
-            return orjson.Fragment(customer.cause_id)
-        return contract.json_id(_decode_caused(customer.cause).subject.id)

@@ -65,47 +65,50 @@ class Processor(contract.Processor[Seen]):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self._measures = Measures(settings.measures)
+        self._known: dict[tuple[str, str], tuple[str, Expected | None]] = {}
 
     def process(self, batch: Batch, state: contract.States[Seen], out: contract.Output) -> None:
         """Score and learn every measure of every event; an event that has none of them is ignored."""
+        measures_of = self._measures.of
         for event in batch.events:
-            measured = False
-            for measure, value in self._measures.of(event):
-                measured = True
-                self._take(event, measure, value, state, out)
-            if not measured:
+            values = measures_of(event)
+            if not values:
                 out.ignored += 1
+            for measure, value in values:
+                self._take(event, measure, value, state, out)
 
     def _take(self, event: Event, measure: str, value: Any, state: contract.States[Seen], out: contract.Output) -> None:
-        key = f"{event.verb} {measure}"
+        key, expected = self._known.get((event.verb, measure)) or self._know(event.verb, measure)
         seen = state.get(key) or Seen()
-        expected = self.settings.expected.get(key) or self.settings.expected.get(measure)
         mean, std = (expected.mean, expected.std) if expected else (seen.mean, seen.std())
-        usable = not isinstance(value, bool) and math.isfinite(value) and abs(value) <= BEYOND
-        if not usable:
-            self._flag(event, measure, value, mean, std, None, seen, out)
+        if value.__class__ is bool or not -BEYOND <= value <= BEYOND:  # an infinity is beyond everything
+            self._flag(event, measure, value, (mean, std, None), seen, out)
             return
         distance = abs(value - mean)
-        if (expected or seen.samples >= self.settings.samples) and distance > self.settings.deviations * std:
-            self._flag(event, measure, value, mean, std, distance / std if std else None, seen, out)
+        if distance > self.settings.deviations * std and (expected or seen.samples >= self.settings.samples):
+            self._flag(event, measure, value, (mean, std, distance / std if std else None), seen, out)
         seen.learn(value)
         state.put(key, seen)
+
+    def _know(self, verb: str, measure: str) -> tuple[str, Expected | None]:
+        key = f"{verb} {measure}"
+        declared = self.settings.expected
+        found = self._known[verb, measure] = (key, declared.get(key) or declared.get(measure))
+        return found
 
     def _flag(
         self,
         event: Event,
         measure: str,
         value: Any,
-        mean: float,
-        std: float,
-        score: float | None,
+        score: tuple[float, float, float | None],
         seen: Seen,
         out: contract.Output,
     ) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             value = orjson.Fragment(b"-1e400" if value < 0 else b"1e400")  # the only infinity that JSON can write
         obj = {
-            "type": "MEASURE", "measure": measure, "value": value, "mean": mean, "std": std, "score": score,
+            "type": "MEASURE", "measure": measure, "value": value, "mean": score[0], "std": score[1], "score": score[2],
             "samples": seen.samples,
         }  # fmt: skip
         out.emit(self, event, {"id": "ANOMALY_SYSTEM"}, "UNEXPECTED_DATA", obj, name=measure)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -56,6 +56,8 @@ class Output:
 
     log: str
     partition: int
+    line: Callable[[int], bytes]
+    """The bytes of an earlier line of the same partition, by its offset: the log is a processor's input, all of it."""
     from_derived: bool = False
     """Whether the log read is a derived one: only there is an `event.id` Afterlog's own."""
     lines: list[bytes] = field(default_factory=list)

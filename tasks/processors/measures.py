@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import string
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Raw
+from msgspec import Raw
 
 from storage.event import Event
 from tasks.processors import basket
@@ -88,34 +88,40 @@ class _Fields:
     """Reads the fields at given paths of a JSON object, level by level, and nothing else of it."""
 
     def __init__(self, paths: list[tuple[str, ...]]) -> None:
-        self._leaves = {path[0] for path in paths if len(path) == 1}
-        self._inner = {
+        leaves = {path[0] for path in paths if len(path) == 1}
+        inner = {
             name: _Fields([path[1:] for path in paths if path[0] == name and len(path) > 1])
             for name in sorted({path[0] for path in paths if len(path) > 1})
         }
-        self._names = sorted(self._leaves | set(self._inner))
+        names = sorted(leaves | set(inner))
         fields: list[Any] = [
-            (f"f{index}", Raw | msgspec.UnsetType, msgspec.field(default=UNSET, name=name))
-            for index, name in enumerate(self._names)
+            (f"f{index}", Raw | None, msgspec.field(default=None, name=name)) for index, name in enumerate(names)
         ]
         self._decode = msgspec.json.Decoder(msgspec.defstruct("Fields", fields, gc=False)).decode
+        self._plan = [(f"f{i}", name, name in leaves, inner.get(name)) for i, name in enumerate(names)]
+        self._words = [f'"{name}"'.encode() for name in names]
 
-    def read(self, raw: Raw | bytes) -> Iterator[tuple[tuple[str, ...], bytes]]:
-        """Each path that is there, with the bytes of its value."""
+    def may_be_in(self, raw: bytes) -> bool:
+        """Whether any of the fields may be there: a look at the bytes, much cheaper than decoding them."""
+        for word in self._words:  # noqa: SIM110  # a plain loop: this is asked of every event
+            if word in raw:
+                return True
+        return b"\\u" in raw  # a name may be written in escapes
+
+    def read(self, raw: Raw | bytes, prefix: tuple[str, ...], found: list[tuple[tuple[str, ...], bytes]]) -> None:
+        """Add each path that is there to `found`, with the bytes of its value."""
         try:
-            found = self._decode(raw)
+            fields = self._decode(raw)
         except msgspec.MsgspecError:
             return  # no object: it has no fields
-        for index, name in enumerate(self._names):
-            value = getattr(found, f"f{index}")
-            if value is UNSET:
-                continue
-            literal = bytes(value)
-            if name in self._leaves:
-                yield (name,), literal
-            if name in self._inner and literal[:1] == b"{":
-                for path, inner in self._inner[name].read(literal):
-                    yield (name, *path), inner
+        for attribute, name, is_leaf, inner in self._plan:
+            value = getattr(fields, attribute)
+            if value is not None:
+                literal = bytes(value)
+                if is_leaf:
+                    found.append(((*prefix, name), literal))
+                if inner is not None and literal[:1] == b"{":
+                    inner.read(literal, (*prefix, name), found)
 
 
 class Measures:
@@ -139,14 +145,19 @@ class Measures:
                 self._declare(name)
         self._fields = _Fields(sorted({*self._texts, *self._jsons, *self._numbers}))
 
-    def of(self, event: Event) -> Iterator[tuple[str, Any]]:
+    def of(self, event: Event) -> list[tuple[str, Any]]:
         """Each measure's name with its value in `event`: a number, or the boolean that stands where one was expected."""
+        values: list[tuple[str, Any]] = []
         if self._order_total and event.verb == basket.ORDERED:
-            value = basket.total(basket.order_items(event, {}))
-            if value is not None:
-                yield ORDER_TOTAL, float(value)
-        for path, literal in self._fields.read(event.object):
-            yield from self._of_field(path, literal)
+            total = basket.total(basket.order_items(event, {}))
+            if total is not None:
+                values.append((ORDER_TOTAL, float(total)))
+        if self._fields.may_be_in(event.raw):
+            found: list[tuple[tuple[str, ...], bytes]] = []
+            self._fields.read(event.object, (), found)
+            for path, literal in found:
+                self._measure(path, literal, values)
+        return values
 
     def _declare(self, name: str) -> None:
         head, *path = name.split(".")
@@ -159,18 +170,17 @@ class Measures:
         else:
             self._numbers[tuple(path)] = name
 
-    def _of_field(self, path: tuple[str, ...], literal: bytes) -> Iterator[tuple[str, Any]]:
-        if literal[:1] == b'"':
-            text = msgspec.json.decode(literal, type=str)
-            for name, kind in self._texts.get(path, ()):
-                if (value := TEXT[kind](text)) is not None:
-                    yield name, value
+    def _measure(self, path: tuple[str, ...], literal: bytes, values: list[tuple[str, Any]]) -> None:
+        first = literal[:1]
+        if first == b'"':
+            if (kinds := self._texts.get(path)) is not None:
+                text = msgspec.json.decode(literal, type=str)
+                values += [(name, value) for name, kind in kinds if (value := TEXT[kind](text)) is not None]
         elif path in self._jsons and literal != b"null":
             document = _decode_document(literal)
-            for name, kind in self._jsons[path]:
-                yield name, JSON[kind](literal, document)
-        if path in self._numbers and literal[:1] in b"-0123456789tf":
-            yield self._numbers[path], _number(literal)
+            values += [(name, JSON[kind](literal, document)) for name, kind in self._jsons[path]]
+        if path in self._numbers and first in b"-0123456789tf":
+            values.append((self._numbers[path], _number(literal)))
 
 
 def _number(literal: bytes) -> float | bool:

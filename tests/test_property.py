@@ -1,0 +1,381 @@
+"""Any history, cut and run in any way: the same derived bytes, the ones that the contract asks for, nothing twice."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from storage import steps
+from storage.clock import Clock
+from storage.door import append_lines
+from storage.settings import load_settings
+from storage.store import Store
+from tasks.follow import PartitionFollower
+from tasks.local import side_by_side
+from tasks.process import positions, process_to_end
+from tasks.run import Run
+from tasks.topology import build_topology
+from tests import oracle
+from tests.conftest import log_bytes
+
+PROCESSORS = ("quarantine", "derive", "abandonment", "anomalies", "normalise", "remind")
+DERIVED = ("quarantine", "reactions", "baskets", "anomalies", "reminders")
+TABLES = ("customer", "item", "orders", "order_line", "basket_line")
+
+START = 1_000_000_000_000  # 2001: nothing is ever ahead of the wall clock
+MINUTE, DAY = 60_000, 86_400_000
+TIMEOUT, FORGET = 30 * MINUTE, 30 * DAY
+MAX_LINE = 1024
+THEN = ["-", "-", "-", "-", "append", "tick", "tick", "process", "follow", "crash"]
+
+CUSTOMERS: list[list[Any]] = [[1, "1"], [2], ["ä"], [2**70]]
+PASSED = [0, 0, 1, 999, MINUTE, 10 * MINUTE, 10 * MINUTE, TIMEOUT - 1, TIMEOUT, TIMEOUT + 1, TIMEOUT + 1, 2 * TIMEOUT]
+LONG_PASSED = [DAY, 7 * DAY, FORGET - TIMEOUT, FORGET, FORGET + 1]
+SINCE = [1, 1, MINUTE, 10 * MINUTE, TIMEOUT - 1, TIMEOUT, TIMEOUT, TIMEOUT + 1, TIMEOUT + 1, 0, -1, -MINUTE]
+LONG_SINCE = [7 * DAY, 7 * DAY + 1, FORGET, FORGET + 1, -FORGET, -DAY]
+VERBS = [
+    "ADDED_ITEM_TO_BASKET", "ADDED_ITEM_TO_BASKET", "ADDED_ITEM_TO_BASKET", "CHANGED_ITEM_COUNT_IN_BASKET",
+    "REMOVED_ITEM_FROM_BASKET", "VIEWED_ITEM", "ORDERED", "ORDERED", "ORDER_COMPLETED", "SUBMIT_TAX",
+]  # fmt: skip
+COUNTS = [None, None, "1", "2", "2.50", "0", "-1", "1e2"]
+PRICES = [None, "5", "0.10", "1.220", "1e1", "0", "-3", "null", '"5"', "1e400"]
+VALUES = [None, None, "12.720", "0", "null", "true", '"1"', "1e999"]
+BODIES = ['"some free text, 3 words"', '""', "[[1], {}]", "1e999", "null", '"ü"']
+LONG = '"' + "y" * 2000 + '"'  # beyond max_line
+BAD = [
+    b"", b"{", b"null", b"[" * 600, b'"\xff"', b'{"subject":{"id":true},"verb":"X","context":{"at":5}}',
+    b'{"subject":{"id":1},"verb":"X"}', b'{"subject":{"id":1},"verb":"X","context":{"at":1},"event":{"inserted_at":-1}}',
+    b'{"subject":{"id":1},"verb":"ADDED_ITEM_TO_BASKET","object":{"item":{"id":3,"count":"2"}},"context":{"at":1}}',
+    b'{"subject":{"id":1},"verb":"ADDED_ITEM_TO_BASKET","context":{"at":1}}', b"x" * 3000, b"z" * (MAX_LINE + 1),
+]  # fmt: skip
+
+EXAMPLES = int(os.environ.get("AFTERLOG_TEST_EXAMPLES", "100"))
+thorough = settings(
+    max_examples=EXAMPLES, deadline=None, derandomize="AFTERLOG_TEST_EXAMPLES" not in os.environ, database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Step:
+    """A line, and what is done once it is there: nothing, or an append of all lines so far and more."""
+
+    line: bytes
+    then: str
+    as_of: int
+    """When that is a tick."""
+    chosen: int
+    """Which processors run, a bit for each, and after how many steps of their commits a crash ends them."""
+
+
+class CrashError(BaseException):
+    """What a step raises where a process would be killed."""
+
+
+@st.composite
+def histories(draw: st.DrawFn, *, ahead: bool = True) -> list[Step]:
+    """A few customers' doings in the log's order; ticks may lie ahead of the log where `ahead` says so."""
+    wall, last, taken, found = START, dict.fromkeys(range(len(CUSTOMERS)), START), 0, []
+    for _ in range(draw(st.integers(1, 30))):
+        odd = draw(st.integers(0, 7)) == 0
+        wall += draw(st.sampled_from(LONG_PASSED if odd else PASSED))
+        who = draw(st.sampled_from([0, 0, 0, 0, 1, 1, 2, 3]))
+        if draw(st.integers(0, 15)) == 0:
+            line = draw(st.sampled_from(BAD))
+        else:
+            since = last[who] + draw(st.sampled_from(LONG_SINCE if odd else SINCE))
+            at = draw(st.sampled_from([wall, since, since]))  # at once; late, or by a clock ahead
+            stamp = draw(st.sampled_from([wall, wall, wall, wall, wall - DAY, since]))
+            line, known = draw(lines(who, at, stamp))
+            taken = max(taken, known)
+            last[who] = max(last[who], min(at, taken))
+        delta = draw(st.sampled_from([0, 0, -MINUTE, TIMEOUT, TIMEOUT + 1, 7 * DAY, FORGET, FORGET + 1]))
+        as_of = wall + delta if ahead else max(1, taken - abs(delta))
+        found.append(Step(line, draw(st.sampled_from(THEN)), as_of, draw(st.integers(0, 255))))
+    return found
+
+
+@st.composite
+def lines(draw: st.DrawFn, who: int, at: int, stamp: int) -> tuple[bytes, int]:
+    """A good line in one of its many spellings, and the time when the log took it."""
+    pick = lambda options: draw(st.sampled_from(options))  # noqa: E731  # it reads better in what follows
+    verb = pick(VERBS)
+    named = f'"{verb}"' if pick([True, False]) else f'{{"type": "{verb}"}}'
+    times, known = pick(
+        [
+            (f'"context":{{"at":{at}}},"event":{{"inserted_at":{stamp}}}', stamp),
+            (f'"context":{{"at": {at}}},"event":{{"inserted_at": {stamp}}}', stamp),
+            (f'"context":{{"at":{at / 1000!r}}},"event":{{"inserted_at":{stamp}}}', stamp),
+            (f'"context":{{"at":{at}}},"event":{{"id":"mine"}}', at),
+            (f'"context":{{"by":1}},"event":{{"inserted_at":{stamp}}}', stamp),
+        ]
+    )
+    type = pick(['"CUSTOMER"'] * 12 + ['"INTERNAL_ORDER_EVENT"', "null"])
+    subject = f'{{"id":{json.dumps(pick(CUSTOMERS[who]))},"type":{type}}}'
+    if verb == "ORDERED":
+        carried = pick([None, None, "[]", "[7]", "0", f"[{draw(items())},{draw(items())}]"])
+        object = _object(type='"BASKET"', value=pick(VALUES), basket=carried)
+    elif verb == "SUBMIT_TAX":
+        object = _object(id=pick(["901", '"x"', "true", None]), body=pick(BODIES))
+    else:
+        object = _object(type='"ITEM"', item=draw(items()), body=pick([None] * 15 + [LONG]))
+    return f'{{"subject":{subject},"verb":{named},"object":{object},{times}}}'.encode(), known
+
+
+@st.composite
+def items(draw: st.DrawFn) -> str:
+    """An item with some of its fields."""
+    pick = lambda options: draw(st.sampled_from(options))  # noqa: E731
+    return _object(
+        id=pick(["3", "3", '"3"', "4", '"a b"']), name=pick([None, '"Pear"', '"<é>"']), price=pick(PRICES),
+        count=pick(COUNTS), color=pick([None, None, "[1.0, 2]"]),
+    )  # fmt: skip
+
+
+def _object(**fields: str | None) -> str:
+    return "{" + ",".join(f'"{name}":{value}' for name, value in fields.items() if value is not None) + "}"
+
+
+class Shop:
+    """One HOME and whoever works on it."""
+
+    def __init__(self, home: Path, **settings: Any) -> None:
+        home.mkdir()
+        shutil.copy(_empty_database(), home / "afterlog.db")
+        self.home, self._settings = home, settings
+        self._followers: dict[str, PartitionFollower] = {}
+        self._start()
+
+    def _start(self) -> None:
+        self.store = Store(load_settings(home=self.home, max_line=MAX_LINE, **self._settings))
+        self.topology = build_topology(self.store.settings)
+        self.run = Run(self.store, self.topology, "test")
+
+    def restart(self) -> None:
+        """Forget all that is in memory."""
+        self.close()
+        self._start()
+
+    def close(self) -> None:
+        for follower in self._followers.values():
+            follower.close()
+        self._followers.clear()
+        self.store.database.dispose()
+
+    def tick(self, as_of: int) -> None:
+        clock = Clock(self.store, ("events",))
+        clock.tick(as_of)
+        clock.close()
+
+    def follow(self, chosen: int) -> None:
+        """Let followers that live on take what is there."""
+        for name in _chosen(chosen):
+            if name not in self._followers:
+                self._followers[name] = PartitionFollower(Run(self.store, self.topology, "test"), name, 0)
+            follower = self._followers[name]
+            while follower.advance(follower.snapshot()):
+                pass
+
+    def process(self, chosen: int = 255) -> None:
+        """Bring processors to the end, side by side, as a run of its own does."""
+        self.restart()
+        raw = [name for name in _chosen(chosen) if name != "remind"]
+        outcome = side_by_side(self.run, raw, lambda run, name: process_to_end(run, name, None))
+        assert outcome.failures == {}
+        self.run.stop.clear()
+        if "remind" in _chosen(chosen):
+            process_to_end(self.run, "remind", None)
+
+    def crash(self, chosen: int) -> None:
+        """The same, one after the other, ended by a crash where it comes so far."""
+        self.restart()
+        left = [chosen % 37]
+
+        def hook(_step: str) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise CrashError
+
+        steps.arm(hook)
+        try:
+            with contextlib.suppress(CrashError):
+                for name in PROCESSORS:
+                    process_to_end(self.run, name, None)
+        finally:
+            steps.arm(None)
+        self.restart()
+
+    def live(self, history: list[Step]) -> None:
+        """Live through a history, and come to its end."""
+        waiting: list[bytes] = []
+        for step in history:
+            waiting.append(step.line)
+            if step.then == "-":
+                continue
+            append_lines(self.store, "events", waiting)
+            waiting.clear()
+            if step.then == "tick":
+                self.tick(step.as_of)
+            elif step.then != "append":
+                getattr(self, step.then)(step.chosen)
+        append_lines(self.store, "events", waiting)
+
+    def undisturbed(self) -> Shop:
+        """Another HOME with the same log and ticks, processed in one go."""
+        other = Shop(self.home.with_name("undisturbed"))
+        for log in ("events", "clock"):
+            shutil.copytree(self.home / "logs" / log, other.home / "logs" / log)
+        other.process()
+        return other
+
+    def ticks(self) -> list[oracle.Tick]:
+        noted = [json.loads(line) for line in log_bytes(self.home, "clock").splitlines()]
+        return [
+            oracle.Tick(e["object"]["as_of"], e["object"]["ends"]["events/0"]) for e in noted if e["verb"] == "TICK"
+        ]
+
+    def derived(self) -> dict[str, bytes]:
+        return {log: log_bytes(self.home, log) for log in DERIVED}
+
+    def rows(self) -> dict[str, list[Any]]:
+        with self.store.database.read() as connection:
+            return {table: sorted(connection.execute(sa.text(f"SELECT * FROM {table}"))) for table in TABLES}  # noqa: S608
+
+
+def _chosen(bits: int) -> list[str]:
+    return [name for index, name in enumerate(PROCESSORS) if bits >> index & 1]
+
+
+@functools.cache
+def _empty_database() -> Path:
+    """The file of a database that was made and never used: making one takes long."""
+    folder = tempfile.TemporaryDirectory(prefix="afterlog-")
+    store = Store(load_settings(home=Path(folder.name)))
+    assert store.database.engine
+    store.database.dispose()
+    _kept.append(folder)
+    return Path(folder.name) / "afterlog.db"
+
+
+_kept: list[tempfile.TemporaryDirectory[str]] = []
+
+
+@contextlib.contextmanager
+def fresh(name: str = "home", **settings: Any) -> Iterator[Shop]:
+    """A shop on a HOME in memory, where the system has such a place."""
+    memory = "/dev/shm"  # noqa: S108  # each test makes a folder of its own there
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
+        shop = Shop(Path(folder) / name, **settings)
+        try:
+            yield shop
+        finally:
+            shop.close()
+
+
+def spelt(event: dict[str, Any]) -> str:
+    """An event with its keys in their order; of a rejection's reason, what stands before the colon."""
+    if event["verb"] == "REJECTED":
+        event["object"]["reason"] = event["object"]["reason"].split(":")[0]
+    return json.dumps(event)
+
+
+def parsed(log: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.splitlines()]
+
+
+@given(
+    history=histories(),
+    batch=st.sampled_from([1, 200, 1000, 4 << 20]),
+    commit=st.sampled_from([1, 300, 2000, 64 << 20]),
+    segment=st.sampled_from([1, 500, 5000, 64 << 20]),
+    keys=st.sampled_from([1, 2, 20_000]),
+)
+@thorough
+def test_any_cuts_and_crashes_give_what_an_undisturbed_run_gives_and_the_contract_asks_for(
+    history: list[Step], batch: int, commit: int, segment: int, keys: int
+) -> None:
+    with fresh(batch_bytes=batch, commit_bytes=commit, segment_bytes=segment, cache_keys=keys) as shop:
+        shop.live(history)
+        shop.tick(history[-1].as_of)
+        shop.process()
+        derived, rows = shop.derived(), shop.rows()
+        other = shop.undisturbed()
+        try:
+            assert derived == other.derived()
+            assert rows == other.rows()
+        finally:
+            other.close()
+        _check_contract(shop, derived)
+        _check_ids(derived)
+        _check_counts(shop, [step.line for step in history], derived)
+
+
+def _check_contract(shop: Shop, derived: dict[str, bytes]) -> None:
+    """What the brute force gives for the same log and ticks."""
+    expected = oracle.run(
+        log_bytes(shop.home, "events"), shop.ticks(), oracle.Rules(max_line=MAX_LINE), derived["baskets"]
+    )
+    for log in ("quarantine", "reactions", "baskets", "reminders"):
+        assert [spelt(e) for e in parsed(derived[log])] == [spelt(e) for e in getattr(expected, log)], log
+
+
+def _check_ids(derived: dict[str, bytes]) -> None:
+    ids = Counter(event["event"]["id"] for log in DERIVED for event in parsed(derived[log]))
+    assert [id for id, times in ids.items() if times > 1] == []
+
+
+def _check_counts(shop: Shop, history: list[bytes], derived: dict[str, bytes]) -> None:
+    assert log_bytes(shop.home, "events") == b"".join(line + b"\n" for line in history)
+    rejected = len(parsed(derived["quarantine"]))
+    found = {p.processor: p for p in positions(shop.store)}
+    assert sorted(found) == sorted(PROCESSORS)
+    for name, position in found.items():
+        assert position.lines == position.processed + position.quarantined + position.ignored, name
+        read = len(parsed(derived["baskets"])) if name == "remind" else len(history)
+        assert (position.lines, position.quarantined) == (read, 0 if name == "remind" else rejected), name
+        writes = shop.topology.make(name).writes
+        assert position.derived == (len(parsed(derived[writes])) if writes else 0), name
+
+
+@given(
+    history=histories(ahead=False), other=st.lists(st.integers(0, 3), min_size=1, max_size=24), end=st.integers(0, 2)
+)
+@thorough
+def test_other_ticks_with_the_same_last_one_give_the_same_abandonments(
+    history: list[Step], other: list[int], end: int
+) -> None:
+    last = oracle.log_end(b"".join(step.line + b"\n" for step in history)) + (0, TIMEOUT, FORGET + 1)[end]
+    found = []
+    for schedule in (
+        history,
+        [
+            Step(step.line, "tick" if other[i % len(other)] == 0 else "-", step.as_of, 0)
+            for i, step in enumerate(history)
+        ],
+    ):
+        with fresh() as shop:
+            shop.live([Step(s.line, s.then if s.then == "tick" else "-", s.as_of, 0) for s in schedule])
+            shop.tick(last)
+            shop.process(0b100)
+            found.append(parsed(log_bytes(shop.home, "baskets")))
+    assert oracle.standing(found[0]) == oracle.standing(found[1])
+    assert sorted(map(_undated, found[0])) == sorted(map(_undated, found[1]))
+
+
+def _undated(event: dict[str, Any]) -> str:
+    """An event without the moment at which it was found out."""
+    del event["event"]["inserted_at"]
+    return json.dumps(event)
