@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from deployments.cli_logs import append  # a command is a plain function
 from storage.append import PartitionWriter
 from storage.door import append_events, append_lines
 from storage.errors import AppendError, CorruptLogError, LostDataError, UsageError
@@ -235,7 +236,7 @@ class TestSegments:
         assert (done.returncode, done.stdout) == (1, b"")
         assert done.stderr.decode().startswith("afterlog: ")
         assert done.stderr.count(b"\n") == 1
-        assert b"found base offset 184, expected 92. Restore the partition's files from a backup" in done.stderr
+        assert b"found base offset 194, expected 97. Restore the partition's files from a backup" in done.stderr
 
 
 class TestStamps:
@@ -393,8 +394,6 @@ class TestPartitions:
 
     @pytest.mark.parametrize("log", ["reactions", "baskets", "quarantine", "deliveries", "clock", "refused"])
     def test_a_log_that_afterlog_writes_itself_is_refused_at_the_command_line(self, log: str, tmp_path: Path) -> None:
-        from deployments.cli_logs import append  # a command is a plain function
-
         with pytest.raises(UsageError, match=f"{log} is written by Afterlog itself"):
             append(log, str(tmp_path / "none"))
 

@@ -81,6 +81,7 @@ JSON: dict[str, Callable[[bytes, Any], float]] = {
 }
 """What is measured of a value that is no text: its bytes, all its keys, how deep it nests."""
 
+_MISSING = Raw(b"")
 _decode_document = msgspec.json.Decoder(float_hook=str).decode  # a number out of a float's reach has a shape too
 
 
@@ -95,7 +96,7 @@ class _Fields:
         }
         names = sorted(leaves | set(inner))
         fields: list[Any] = [
-            (f"f{index}", Raw | None, msgspec.field(default=None, name=name)) for index, name in enumerate(names)
+            (f"f{index}", Raw, msgspec.field(default=_MISSING, name=name)) for index, name in enumerate(names)
         ]
         self._decode = msgspec.json.Decoder(msgspec.defstruct("Fields", fields, gc=False)).decode
         self._plan = [(f"f{i}", name, name in leaves, inner.get(name)) for i, name in enumerate(names)]
@@ -103,7 +104,7 @@ class _Fields:
 
     def may_be_in(self, raw: bytes) -> bool:
         """Whether any of the fields may be there: a look at the bytes, much cheaper than decoding them."""
-        for word in self._words:  # noqa: SIM110  # a plain loop: this is asked of every event
+        for word in self._words:  # a plain loop: this is asked of every event
             if word in raw:
                 return True
         return b"\\u" in raw  # a name may be written in escapes
@@ -116,7 +117,7 @@ class _Fields:
             return  # no object: it has no fields
         for attribute, name, is_leaf, inner in self._plan:
             value = getattr(fields, attribute)
-            if value is not None:
+            if value is not _MISSING:
                 literal = bytes(value)
                 if is_leaf:
                     found.append(((*prefix, name), literal))

@@ -1,0 +1,435 @@
+"""Kill -9 at every step that has a name: nothing lost, nothing twice, and the derived bytes of an undisturbed run.
+
+Each command runs in a process of its own, forked from a server that has imported all of it, and is really killed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from email import message_from_bytes
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+import sqlalchemy as sa
+
+from deployments import cli
+from deployments.example import history
+from storage import steps
+from storage.clock import Clock
+from storage.contacts import Entry, save_contacts
+from storage.door import append_lines
+from storage.settings import load_settings
+from storage.store import Store
+from storage.times import now
+from tasks.local import side_by_side
+from tasks.mail import EVENT_ID_HEADER
+from tasks.process import process_to_end
+from tasks.run import Run
+from tasks.topology import build_topology
+from tests.conftest import log_bytes
+from tests.smtp_server import Received, SmtpServer
+
+COMMIT = ("commit-begun", "source-synced", "derived-written", "derived-synced", "transaction-ready", "committed")
+DERIVED = ("quarantine", "reactions", "baskets", "anomalies", "reminders")
+TABLES = ("customer", "item", "orders", "order_line", "basket_line")
+HITS = 10
+NOW = 1_700_000_000_000  # 2023: nothing is ahead of the wall clock
+HOUR = 3_600_000
+
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(["tests.test_crash"])
+
+
+def start(home: Path, *arguments: str, kill: str = "", **settings: object) -> Any:
+    """Start a command of `afterlog` in a new process, which kills itself at the step and time that `kill` names."""
+    env = {"AFTERLOG_HOME": str(home), "AFTERLOG_TEST_KILL": kill}
+    env |= {f"AFTERLOG_{name.upper()}": str(value) for name, value in settings.items()}
+    process = _processes.Process(target=_command, args=(env, arguments, str(home) + ".out"))
+    process.start()
+    return process
+
+
+def ended(process: Any) -> int:
+    """A process's exit code: minus the signal's number where one killed it."""
+    process.join(60)
+    assert process.exitcode is not None, "the process hangs"
+    return int(process.exitcode)
+
+
+def run(home: Path, *arguments: str, **options: Any) -> int:
+    return ended(start(home, *arguments, **options))
+
+
+def done(home: Path, *arguments: str, **settings: object) -> None:
+    assert run(home, *arguments, **settings) == 0, Path(str(home) + ".out").read_text()
+
+
+def _command(env: dict[str, str], arguments: tuple[str, ...], output: str) -> None:
+    handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.environ.update(env)
+    if arguments[0] == "produce":
+        _produce(Path(arguments[1]), Path(arguments[2]))
+    else:
+        cli.main(list(arguments))
+
+
+def _produce(source: Path, acknowledged: Path) -> None:
+    """Append the groups of `source`, one a line, from the first that is not acknowledged on."""
+    steps.arm_from_environment()
+    store = Store(load_settings())
+    groups = source.read_bytes().splitlines()
+    with acknowledged.open("ab", buffering=0) as file:
+        for group in groups[len(acknowledged.read_bytes().splitlines()) :]:
+            appended = append_lines(store, "events", group.split(b"\t"))
+            file.write(b"%d\n" % (appended.positions[0] or (0, 0))[1])
+
+
+def open_store(home: Path, **settings: object) -> Store:
+    return Store(load_settings(home=home, **settings))
+
+
+def append(home: Path, lines: list[bytes]) -> None:
+    append_lines(open_store(home), "events", lines)
+
+
+def process(home: Path) -> None:
+    """Bring every processor to the end, without a tick."""
+    store = open_store(home)
+    working = Run(store, build_topology(store.settings), "test")
+    for names in (working.topology.on_raw_logs(), working.topology.on_derived_logs()):
+        outcome = side_by_side(working, names, lambda run, name: process_to_end(run, name, None))
+        assert outcome.failures == {}
+        working.stop.clear()
+    store.database.dispose()
+
+
+def undisturbed(home: Path) -> Path:
+    """Another HOME with the same log and ticks, processed in one go."""
+    other = home.with_name(home.name + "-undisturbed")
+    for log in ("events", "clock"):
+        shutil.copytree(home / "logs" / log, other / "logs" / log)
+    process(other)
+    return other
+
+
+def derived(home: Path) -> dict[str, bytes]:
+    return {log: log_bytes(home, log) for log in DERIVED}
+
+
+def rows(home: Path, *tables: str) -> dict[str, list[Any]]:
+    store = open_store(home)
+    with store.database.read() as connection:
+        found = {table: sorted(connection.execute(sa.text(f"SELECT * FROM {table}"))) for table in tables}  # noqa: S608
+    store.database.dispose()
+    return found
+
+
+def check_undisturbed(home: Path, before: list[dict[str, bytes]]) -> None:
+    """The logs and rows are an undisturbed run's, and no log ever held anything else than a beginning of them."""
+    process(home)  # what `process` leaves to `deliver`
+    other = undisturbed(home)
+    assert derived(home) == derived(other)
+    assert rows(home, *TABLES) == rows(other, *TABLES)
+    for once in before:
+        assert all(derived(home)[log].startswith(there) for log, there in once.items())
+
+
+def example(count: int, seed: int = 1) -> list[bytes]:
+    """The last lines of an example log that ends at NOW."""
+    return list(history(NOW, seed=seed, customers=60, hours=48))[-count:]
+
+
+def parsed(log: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.splitlines()]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize("step", COMMIT)
+def test_a_kill_at_any_step_of_a_commit_changes_nothing_of_what_comes_out(home: Path, step: str) -> None:
+    append(home, example(2000))
+    small = {"batch_bytes": 3000, "commit_bytes": 9000, "segment_bytes": 20_000}
+    command = ("process", "--as-of", "log-end", "--no-prefect")
+    before = []
+    for nth in random.Random(step).sample(range(1, 1 + HITS), HITS):
+        assert run(home, *command, kill=f"{step}:{nth}", **small) == -signal.SIGKILL
+        before.append(derived(home))
+    done(home, *command, **small)
+    assert len(parsed(log_bytes(home, "baskets"))) > 20
+    check_undisturbed(home, before)
+
+
+@pytest.mark.parametrize("step", ["append-written", "append-synced"])
+def test_a_kill_while_a_tick_is_noted_changes_nothing_of_what_comes_out(home: Path, step: str) -> None:
+    lines = example(1100)
+    append(home, lines[:100])
+    done(home, "process", "--no-prefect")
+    before = []
+    for hit in range(HITS):
+        append(home, lines[100 * (hit + 1) : 100 * (hit + 2)])
+        nth = 1 + hit % 2  # the tick at a run's start, or the one at its end
+        assert run(home, "process", "--no-prefect", kill=f"{step}:{nth}") == -signal.SIGKILL
+        before.append(derived(home))
+    done(home, "process", "--no-prefect")
+    check_undisturbed(home, before)
+
+
+@pytest.mark.parametrize("step", COMMIT)
+def test_a_kill_while_a_tick_is_applied_changes_nothing_of_what_comes_out(home: Path, step: str) -> None:
+    """Each tick flags somebody, and is applied by whoever comes next."""
+    append(home, [basket_line(0, NOW)])
+    process(home)
+    before, nths = [], itertools.cycle([1] if step.startswith("derived") else [1, 2, 3, 4, 5])
+    for hit in range(1, HITS + 1):
+        at = NOW + hit * HOUR
+        append(home, [basket_line(hit, at)])
+        tick(home, at + HOUR // 2 + 1)
+        command = ("process", "--as-of", str(at), "--no-prefect")
+        assert run(home, *command, kill=f"{step}:{next(nths)}") == -signal.SIGKILL
+        before.append(derived(home))
+    done(home, *command)
+    assert len(parsed(log_bytes(home, "baskets"))) == HITS + 1
+    check_undisturbed(home, before)
+
+
+def basket_line(customer: int, at: int) -> bytes:
+    """Somebody puts a lemon into the basket."""
+    event = {
+        "subject": {"id": customer, "type": "CUSTOMER"},
+        "verb": {"type": "ADDED_ITEM_TO_BASKET"},
+        "object": {"type": "ITEM", "item": {"id": 3, "name": "Lemon", "price": 5, "count": 2}},
+        "context": {"at": at},
+        "event": {"inserted_at": at},
+    }
+    return json.dumps(event).encode()
+
+
+@pytest.mark.parametrize("step", ["append-written", "append-synced", "segment-rolled"])
+def test_a_kill_while_appending_loses_nothing_that_was_confirmed(home: Path, step: str) -> None:
+    lines = example(2000)
+    groups = [lines[at : at + 10] for at in range(0, len(lines), 10)]
+    source, acknowledged = home.with_name("groups"), home.with_name("acknowledged")
+    source.write_bytes(b"\n".join(b"\t".join(group) for group in groups))
+    acknowledged.touch()
+    texts = [b"".join(line + b"\n" for line in group) for group in groups]
+    for nth in random.Random(step).sample(range(1, 1 + HITS), HITS):
+        kill = f"{step}:{nth}"
+        assert run(home, "produce", str(source), str(acknowledged), kill=kill, segment_bytes=5000) == -signal.SIGKILL
+        confirmed = [int(offset) for offset in acknowledged.read_bytes().split()]
+        log, known = log_bytes(home, "events"), len(confirmed)
+        assert confirmed == list(itertools.accumulate(map(len, texts[: known - 1]), initial=0))[:known]
+        assert log in (b"".join(texts[:known]), b"".join(texts[: known + 1]))
+        if len(log) > sum(map(len, texts[:known])):  # it is in, and only nobody was told
+            with acknowledged.open("ab") as file:
+                file.write(b"%d\n" % sum(map(len, texts[:known])))
+    done(home, "produce", str(source), str(acknowledged), segment_bytes=5000)
+    assert log_bytes(home, "events") == b"".join(texts)
+    assert len(list((home / "logs/events/0").glob("*.jsonl"))) > HITS
+
+
+def test_a_process_killed_at_any_moment_of_its_first_run_leaves_a_home_that_works(home: Path) -> None:
+    lines, rng = example(300), random.Random(5)
+    for attempt in range(HITS):
+        append(home, lines[30 * attempt : 30 * attempt + 30])
+        process = start(home, "process", "--as-of", "log-end", "--no-prefect")
+        process.join(rng.uniform(0, 0.3))
+        process.kill()
+        assert ended(process) in (0, -signal.SIGKILL)
+    done(home, "process", "--as-of", "log-end", "--no-prefect")
+    check_undisturbed(home, [])
+
+
+def torn_home(home: Path, log: str, cut: int) -> None:
+    """Cut a HOME's copy of a log within its last line, as a power loss may leave it."""
+    path = max((home / "logs" / log / "0").glob("*.jsonl"))
+    os.truncate(path, path.stat().st_size - cut)
+
+
+def test_a_derived_tail_torn_at_any_byte_is_completed(home: Path) -> None:
+    append(home, [basket_line(id, at) for at in (NOW, NOW + HOUR) for id in (7, 8)])
+    assert run(home, "process", "--no-prefect", kill="derived-written:1") == -signal.SIGKILL
+    whole = log_bytes(home, "baskets")
+    assert len(parsed(whole)) == 2
+    for cut in [1, *range(2, len(whole), 101), len(whole)]:
+        copy = home.with_name(f"copy-{cut}")
+        shutil.copytree(home, copy)
+        torn_home(copy, "baskets", cut)
+        process(copy)
+        assert log_bytes(copy, "baskets").startswith(whole)
+        shutil.rmtree(copy)
+
+
+def test_a_raw_line_torn_at_any_byte_is_not_read_before_it_is_closed(home: Path) -> None:
+    good = basket_line(7, at=NOW)
+    append(home, [good])
+    process(home)
+    path = home / "logs/events/0/00000000000000000000.jsonl"
+    for cut in [*range(1, len(good) - 1, 30), len(good) - 1, len(good)]:
+        copy = home.with_name(f"copy-{cut}")
+        shutil.copytree(home, copy)
+        with (copy / path.relative_to(home)).open("ab") as file:
+            file.write(good[:cut])
+        process(copy)
+        assert log_bytes(copy, "quarantine") == b""
+        append(copy, [good])
+        process(copy)
+        assert log_bytes(copy, "events") == b"\n".join([good, good[:cut], good, b""])
+        assert len(parsed(log_bytes(copy, "quarantine"))) == (0 if cut == len(good) else 1)
+        shutil.rmtree(copy)
+
+
+def test_a_tick_torn_at_any_byte_does_not_stop_the_next_one(home: Path) -> None:
+    append(home, [basket_line(7, at=NOW)])
+    process(home)
+    tick(home, NOW + 1)
+    process(home)
+    before = log_bytes(home, "clock")
+    append(home, [basket_line(8, at=NOW + 1)])
+    tick(home, NOW + 2)
+    length = len(log_bytes(home, "clock")) - len(before)
+    for cut in [*range(1, 4), *range(4, length, 11)]:
+        copy = home.with_name(f"copy-{cut}")
+        shutil.copytree(home, copy)
+        torn_home(copy, "clock", cut)
+        append(copy, [basket_line(9, at=NOW + 2)])
+        process(copy)
+        tick(copy, NOW + HOUR)
+        process(copy)
+        assert [b["subject"]["id"] for b in parsed(log_bytes(copy, "baskets"))] == [7, 8, 9], cut
+        shutil.rmtree(copy)
+
+
+def tick(home: Path, as_of: int) -> None:
+    clock = Clock(open_store(home), ("events",))
+    clock.tick(as_of)
+    clock.close()
+
+
+CLIENTS = 40
+
+
+class Inbox(list[Received]):
+    """What the server has accepted; it may kill who has just handed something over, before the answer."""
+
+    victim: Any = None
+
+    def append(self, received: Received) -> None:
+        super().append(received)
+        if self.victim is not None:
+            self.victim.kill()
+            self.victim.join()
+
+    def ids(self) -> list[str]:
+        return [unquote(str(message_from_bytes(each.message)[EVENT_ID_HEADER])) for each in self]
+
+
+@pytest.fixture
+def server() -> Iterator[SmtpServer]:
+    with SmtpServer() as server:
+        server.inbox = Inbox()
+        yield server
+
+
+@pytest.fixture
+def mailing(home: Path) -> Path:
+    """A HOME with an address for everyone but client 3; customer 4 wants no mail."""
+    store = open_store(home)
+    known = [
+        *(Entry("CLIENT", str(id), f"c{id}@example.com", False) for id in range(CLIENTS) if id != 3),
+        *(Entry("CUSTOMER", str(id), f"u{id}@example.com", id == 4) for id in range(CLIENTS)),
+    ]
+    save_contacts(store.database, known)
+    store.database.dispose()
+    return home
+
+
+def news(home: Path) -> None:
+    """An hour ago everybody handed in a tax return and left a basket behind; one of five has ordered it."""
+    lines, at = [], now() - HOUR
+    for id in range(CLIENTS):
+        tax = {"subject": {"id": "UK"}, "verb": "SUBMIT_TAX", "object": {"id": id}, "context": {"at": at + id}}
+        lines += [json.dumps(tax).encode(), basket_line(id, at=at + id)]
+        if id % 5 == 0:
+            order = {"subject": {"id": id, "type": "CUSTOMER"}, "verb": "ORDERED", "context": {"at": at + 1000 + id}}
+            lines.append(json.dumps(order).encode())
+    append(home, lines)
+    done(home, "process", "--no-prefect")
+
+
+def check_mails(home: Path, inbox: Inbox, unknown: int) -> None:
+    """Every mail has one outcome, the same in the log and in its row, and whatever is SENT arrived once."""
+    outcomes = parsed(log_bytes(home, "deliveries"))
+    state = {e["object"]["id"]: e["verb"] for e in outcomes}
+    mails = [e["event"]["id"] for log in ("reactions", "reminders") for e in parsed(log_bytes(home, log))]
+    assert sorted(e["object"]["id"] for e in outcomes) == sorted(mails)
+    assert {row[0]: row[1] for row in rows(home, "delivery")["delivery"]} == state
+    assert Counter(state.values())["UNKNOWN"] == unknown
+    received = inbox.ids()
+    assert len(received) == len(set(received))
+    sent = {id for id, verb in state.items() if verb == "SENT"}
+    assert sent <= set(received)
+    assert {state[id] for id in received} <= {"SENT", "UNKNOWN"}
+    assert set(state.values()) <= {"SENT", "SUPPRESSED", "UNKNOWN"}
+
+
+@pytest.mark.parametrize(("step", "unknown"), [("mail-claimed", HITS), ("outcome-logged", 0), ("outcome-committed", 0)])
+def test_a_kill_at_any_step_of_a_delivery_sends_no_mail_twice_and_loses_none(
+    mailing: Path, server: SmtpServer, step: str, unknown: int
+) -> None:
+    assert isinstance(server.inbox, Inbox)
+    news(mailing)
+    for hit in range(HITS):
+        kill = f"{step}:{1 + hit % 4}"
+        assert run(mailing, "deliver", "--no-prefect", kill=kill, mail_url=server.url) == -signal.SIGKILL
+    done(mailing, "deliver", "--no-prefect", mail_url=server.url)
+    check_mails(mailing, server.inbox, unknown)
+    states = {row[0]: row[1] for row in rows(mailing, "delivery")["delivery"]}
+    assert "UNKNOWN" not in {states[id] for id in server.inbox.ids()}
+    check_undisturbed(mailing, [])
+
+
+@pytest.mark.parametrize("step", COMMIT)
+def test_a_kill_at_any_commit_of_deliver_sends_no_mail_twice_and_loses_none(
+    mailing: Path, server: SmtpServer, step: str
+) -> None:
+    assert isinstance(server.inbox, Inbox)
+    news(mailing)
+    for nth in random.Random(step).sample(range(1, 1 + HITS), HITS):
+        small = {"batch_bytes": 400, "commit_bytes": 1, "mail_url": server.url}
+        assert run(mailing, "deliver", "--no-prefect", kill=f"{step}:{nth}", **small) == -signal.SIGKILL
+    done(mailing, "deliver", "--no-prefect", mail_url=server.url)
+    check_mails(mailing, server.inbox, 0)
+    check_undisturbed(mailing, [])
+
+
+def test_a_kill_before_the_server_s_yes_leaves_the_mail_unknown_and_never_sends_it_again(
+    mailing: Path, server: SmtpServer
+) -> None:
+    inbox = server.inbox
+    assert isinstance(inbox, Inbox)
+    news(mailing)
+    in_doubt = []
+    for _ in range(HITS):
+        inbox.victim = start(mailing, "deliver", "--no-prefect", mail_url=server.url)
+        assert ended(inbox.victim) == -signal.SIGKILL
+        in_doubt.append(inbox.ids()[-1])
+    inbox.victim = None
+    done(mailing, "deliver", "--no-prefect", mail_url=server.url)
+    check_mails(mailing, inbox, HITS)
+    states = {row[0]: row[1] for row in rows(mailing, "delivery")["delivery"]}
+    assert [states[id] for id in in_doubt] == ["UNKNOWN"] * HITS
