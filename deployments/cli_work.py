@@ -76,9 +76,10 @@ def deliver(*, limit: int | None = None, prefect: Annotated[bool, Parameter(nega
         return
     run = _open(settings, "deliver")
     outcome = side_by_side(run, run.topology.on_derived_logs(), lambda r, name: process_to_end(r, name, None))
+    _show_done(run, outcome)
     run.stop.clear()
     _show_mails(deliver_to_end(run, limit))
-    _finish(run, outcome)
+    _raise_failures(outcome)
 
 
 def status(*, json: bool = False) -> None:
@@ -187,9 +188,17 @@ def _follow_for(settings: Settings, seconds: float) -> tuple[Run, Outcome]:
 
 def _finish(run: Run, outcome: Outcome) -> None:
     """Show what was done; an error for whatever failed, after all the rest was told."""
+    _show_done(run, outcome)
+    _raise_failures(outcome)
+
+
+def _show_done(run: Run, outcome: Outcome) -> None:
     for note in run.notes:
         say(note)
     _show_counts(outcome.summaries)
+
+
+def _raise_failures(outcome: Outcome) -> None:
     for name, failure in outcome.failures.items():
         say(f"{name} failed: {failure}")
     if outcome.failures:

@@ -159,7 +159,7 @@ class TestTail:
         )
         assert log_bytes_of(tmp_path) == b"before\n" + other
 
-    @pytest.mark.parametrize("kept", [1, 100, 250, 499, 500, 501, 900])
+    @pytest.mark.parametrize("kept", [1, 250, 499, 500, 501])
     def test_a_run_that_goes_on_after_a_crash_gives_what_an_undisturbed_one_gives(
         self, make_store: MakeStore, kept: int
     ) -> None:
@@ -644,7 +644,7 @@ class TestDatabase:
             found: list[int] = []
             thread = threading.Thread(target=lambda: found.append(store.committed_end("reactions", 0)))
             thread.start()
-            thread.join(5)
+            thread.join(1)
             waited = thread.is_alive()
         thread.join()
         assert (waited, found) == (False, [0])

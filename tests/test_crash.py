@@ -15,6 +15,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from email import message_from_bytes
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -332,7 +333,7 @@ class Inbox(list[Received]):
         super().append(received)
         if self.victim is not None:
             self.victim.kill()
-            self.victim.join()
+            connection.wait([self.victim.sentinel], 10)  # it is dead before it could have got the answer
 
     def ids(self) -> list[str]:
         return [unquote(str(message_from_bytes(each.message)[EVENT_ID_HEADER])) for each in self]

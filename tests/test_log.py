@@ -20,11 +20,15 @@ import pytest
 from deployments.cli_logs import append  # a command is a plain function
 from storage.append import PartitionWriter
 from storage.door import append_events, append_lines
-from storage.errors import AppendError, CorruptLogError, LostDataError, UsageError
+from storage.errors import AfterlogError, AppendError, CorruptLogError, LostDataError, UsageError
 from storage.partition import murmur2, partition_of
 from storage.reader import PartitionReader
 from storage.store import Store
 from storage.times import DAY, now
+from tasks.local import side_by_side
+from tasks.process import FinalTick, process_to_end
+from tasks.run import Run
+from tasks.topology import build_topology
 from tests.conftest import ROOT, afterlog, log_bytes
 
 MakeStore = Callable[..., Store]
@@ -152,6 +156,14 @@ class TestTornLines:
         with (tmp_path / f"{0:020d}.jsonl").open("ab") as file:
             file.write(b"somebody died here")
         assert mine.append([b"next"]) == [25]
+
+    def test_a_writer_notices_that_a_backup_took_the_place_of_its_file(self, tmp_path: Path) -> None:
+        mine, file = writer(tmp_path), tmp_path / f"{0:020d}.jsonl"
+        mine.append([b"first"])
+        (tmp_path / "restored").write_bytes(b"first\n")
+        (tmp_path / "restored").replace(file)
+        assert mine.append([b"second"]) == [6]
+        assert file.read_bytes() == b"first\nsecond\n"
 
 
 class TestSegments:
@@ -621,3 +633,64 @@ def test_the_command_line_says_from_which_line_to_go_on_after_a_full_disk(disk: 
     assert afterlog(home, "append", "events", stdin=rest).returncode == 0
     whole = [text for text in log_bytes(home, "events").splitlines() if text in lines]
     assert whole == [lines[0], *lines]
+
+
+def _process(store: Store) -> dict[str, Exception]:
+    """All processors on raw logs to the end; gives what failed."""
+    run, final = Run(store, build_topology(store.settings), "a test"), FinalTick("log-end")
+    return side_by_side(run, run.topology.on_raw_logs(), lambda r, name: process_to_end(r, name, final)).failures
+
+
+def _tax_events(count: int) -> list[bytes]:
+    return [
+        json.dumps(event(object={"id": n}, verb="SUBMIT_TAX", context={"at": 1598616201410})).encode()
+        for n in range(count)
+    ]
+
+
+def _undisturbed(store: Store, lines: list[bytes]) -> bytes:
+    append_lines(store, "events", lines)
+    assert _process(store) == {}
+    return log_bytes(store.home, "reactions")
+
+
+def test_a_derived_log_on_a_full_disk_fails_in_one_sentence_and_goes_on_once_there_is_space(
+    make_store: MakeStore, disk: Disk, tmp_path: Path
+) -> None:
+    lines = _tax_events(300)
+    store = make_store("disk/home", database_url=f"sqlite:///{tmp_path}/apart.db")
+    append_lines(store, "events", lines)
+    disk.leave(40_960)
+    failures = _process(store)
+    assert {name: str(error) for name, error in failures.items()} == {
+        "derive": f"{disk.path}/home/logs/reactions/0: cannot write: No space left on device"
+    }
+    assert _process(store).keys() == {"derive"}
+    disk.clear()
+    assert _process(store) == {}
+    assert log_bytes(store.home, "reactions") == _undisturbed(make_store("whole"), lines)
+
+
+@pytest.mark.parametrize("opened", [True, False], ids=["while it is open", "before it is opened"])
+def test_a_database_on_a_full_disk_fails_in_one_sentence_and_goes_on_once_there_is_space(
+    make_store: MakeStore, disk: Disk, opened: bool
+) -> None:
+    lines = _tax_events(300)
+    settings = {"database_url": f"sqlite:///{disk.path}/small.db"}
+    store = make_store("apart", **settings)
+    append_lines(store, "events", lines[:100])
+    assert _process(store) == {}
+    if not opened:
+        store.database.dispose()
+        store = make_store("apart", **settings)
+    disk.fill()
+    append_lines(store, "events", lines[100:])
+    failures = _process(store)
+    assert failures.keys() == {"quarantine", "derive", "abandonment", "anomalies", "normalise"}
+    for failure in failures.values():
+        assert isinstance(failure, AfterlogError)
+        assert "full" in str(failure)
+        assert len(str(failure).splitlines()) == 1
+    disk.clear()
+    assert _process(store) == {}
+    assert log_bytes(store.home, "reactions") == _undisturbed(make_store("whole"), lines)

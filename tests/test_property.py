@@ -286,9 +286,15 @@ def fresh(name: str = "home", **settings: Any) -> Iterator[Shop]:
 
 
 def spelt(event: dict[str, Any]) -> str:
-    """An event with its keys in their order; of a rejection's reason, what stands before the colon."""
+    """An event with its keys in their order.
+
+    Of a rejection's reason it takes what stands before the colon; an order's value may be spelt 10, 10.0 or 1E+1.
+    """
+    object = event["object"]
     if event["verb"] == "REJECTED":
-        event["object"]["reason"] = event["object"]["reason"].split(":")[0]
+        object["reason"] = object["reason"].split(":")[0]
+    if object.get("type") == "ORDER" and object["value"] is not None:
+        object["value"] = float(object["value"])
     return json.dumps(event)
 
 
