@@ -20,7 +20,7 @@ class BatchCache:
     moment for the others, which would have to decode again what it drops; for one that does not move it waits once.
     """
 
-    def __init__(self, size: int, max_line: int, kept: int = 8) -> None:
+    def __init__(self, size: int, max_line: int, kept: int = 4) -> None:
         self._size, self._max_line, self._kept = size, max_line, kept
         self._changed = threading.Condition()
         self._batches: OrderedDict[tuple[str, int, int, int], Batch] = OrderedDict()

@@ -77,7 +77,7 @@ def read_item(obj: Raw) -> Item:
     """The item of an object that the judge has let pass."""
     raw = _decode_item_object(obj).item
     item = _decode_item(raw)
-    return Item(str(item.id), item.count, bytes(raw))
+    return Item(intern(str(item.id)), item.count, bytes(raw))
 
 
 def decode(block: Block, log: str, partition: int, clock: int, max_line: int) -> Batch:

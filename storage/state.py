@@ -92,9 +92,9 @@ class StateStore(Generic[S]):
         return [(key, self._remember(key, value)) for key, value in rows]
 
     @property
-    def dirty(self) -> bool:
-        """Whether anything changed since the last commit."""
-        return bool(self._changed)
+    def dirty(self) -> int:
+        """How many keys have changed since the last commit."""
+        return len(self._changed)
 
     def write(self, connection: sa.Connection) -> None:
         """Write the changes since the last commit; part of the commit's transaction."""

@@ -6,6 +6,7 @@ gets it. What is not known after a crash or a lost connection is UNKNOWN and wai
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,23 +15,25 @@ from typing import Any
 import msgspec
 
 from storage.commit import Position, load_position
-from storage.errors import Stopped
+from storage.errors import Stopped, UsageError
 from storage.event import Event
 from storage.outbox import FAILED, SENT, SUPPRESSED, UNKNOWN, Mail, Outbox, Result
 from storage.reader import PartitionReader
 from storage.times import now
 from tasks.guards import Guards, read_event
-from tasks.mail import MailError, compose, parse_address
+from tasks.mail import AddressError, MailError, compose, parse_address
 from tasks.mail_url import parse_mail_url
 from tasks.process import IDLE_WAIT, UNCONFIRMED_WAIT
 from tasks.run import Run
+from tasks.sending import NotSent, OutcomeUnknown, Transport
 from tasks.topology import DELIVERIES
-from tasks.transport import NotSent, OutcomeUnknown, Transport, open_transport
+from tasks.transport import open_transport
 
 NAME = "deliver"
 OUTCOMES = frozenset({"ABANDONMENT_RETRACTED", "RECOVERED_BASKET"})
 _FIRST_DELAY, _LONGEST_DELAY = 5_000, 600_000
 _AT_ONCE = 200
+_GRACE = 0.5  # seconds that a send may still take once the run is to stop
 
 
 class _Recipient(msgspec.Struct):
@@ -82,10 +85,14 @@ class Deliverer:
         self._transport: Transport = open_transport(
             parse_mail_url(self.settings.mail_url.get_secret_value()), run.store.home
         )
+        self._check_sender()
         self.summary.states[UNKNOWN] += self.outbox.recover()
+        self._closed = threading.Event()
+        threading.Thread(target=self._interrupt_when_stopped, name="interrupt", daemon=True).start()
 
     def close(self) -> None:
         """Close every file and connection, and count what still waits."""
+        self._closed.set()
         self._transport.close()
         for source in self._sources:
             source.reader.close()
@@ -100,6 +107,21 @@ class Deliverer:
     def unconfirmed(self) -> bool:
         """Whether a log that is followed has bytes that its processor has not committed yet."""
         return any(source.reader.end() > source.position.offset for source in self._sources)
+
+    def _check_sender(self) -> None:
+        """A sender that is no address is a wrong setting, and must not cost a single mail."""
+        try:
+            parse_address(self.settings.mail_from)
+        except AddressError as error:
+            raise UsageError(
+                f"setting AFTERLOG_MAIL_FROM: {error}", do="Give an address, `Shop <shop@example.com>` say"
+            ) from error
+
+    def _interrupt_when_stopped(self) -> None:
+        """A mail server that does not answer must not keep a stopped run alive."""
+        self.run.stop.wait()
+        if not self._closed.wait(_GRACE):
+            self._transport.interrupt()
 
     def _open(self, log: str, partition: int) -> _Source:
         store = self.run.store

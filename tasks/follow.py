@@ -18,7 +18,7 @@ from storage.times import now
 from tasks.processors.contract import Output
 from tasks.run import COLLECTOR, Run
 
-_DUE_AT_ONCE = 20_000
+_DUE_AT_ONCE = 5_000
 
 
 class PartitionFollower:
@@ -97,7 +97,7 @@ class PartitionFollower:
         return self.processor.ticks and earliest is not None and earliest < self.processor.due(as_of)
 
     def _lines_to(self, end: int) -> None:
-        position, settings = self.position, self.run.store.settings
+        position = self.position
         if end < position.offset:
             raise CorruptLogError(
                 "a tick lies before the checkpoint", where=f"processor {self.processor.name}, {self.reader.name}",
@@ -111,14 +111,21 @@ class PartitionFollower:
             if batch is None:
                 break
             self._take(batch)
-            if self._pending_bytes >= settings.commit_bytes or (
-                time.monotonic() - self._pending_since >= settings.commit_every / 1000
-            ):
+            if self._is_enough():
                 self._commit()
+
+    def _is_enough(self) -> bool:
+        """Whether what is pending makes a commit: by its bytes, by the work in it, or by the memory that its state takes."""
+        settings = self.run.store.settings
+        return (
+            self._pending_bytes >= settings.commit_bytes
+            or self.states.dirty >= settings.cache_keys
+            or time.thread_time() - self._pending_since >= settings.commit_every / 1000
+        )
 
     def _take(self, batch: Batch) -> None:
         if not self._pending_bytes:
-            self._pending_since = time.monotonic()
+            self._pending_since = time.thread_time()  # work, not waiting: others share the processor
         out, position, ignored = self._out, self.position, self._out.ignored
         self.states.prefetch(self.processor.keys(batch))
         self.processor.process(batch, self.states, out)

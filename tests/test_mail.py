@@ -18,7 +18,8 @@ import pytest
 
 from tasks.mail import AddressError, TemplateMissing, UnusableEvent, compose, parse_address, templates
 from tasks.mail_url import MailUrl, MailUrlError, parse_mail_url
-from tasks.transport import NotSent, OutcomeUnknown, open_transport
+from tasks.sending import NotSent, OutcomeUnknown
+from tasks.transport import open_transport
 from tests.smtp_server import DROP, HANG, Fault, Received, SmtpServer, refusing_port
 
 NOW = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)

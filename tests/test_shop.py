@@ -130,7 +130,8 @@ def test_kills_at_any_moment_change_nothing_of_what_comes_out(home: Path, name: 
     for piece, as_of in ((lines[:cut], "log-end"), (lines[cut:], str(last_at(lines)))):
         append_lines(store, "events", piece)
         delays = [rng.uniform(0, len(piece) / 50_000) for _ in range(kills // 2)]
-        assert any([killed_at_work(home, seconds, as_of) for seconds in delays])
+        killed = [killed_at_work(home, seconds, as_of) for seconds in delays]
+        assert any(killed)
         assert afterlog(home, "process", "--as-of", as_of, "--no-prefect").returncode == 0
     process(home)
     assert standing(home) == abandoned(name)

@@ -66,11 +66,11 @@ class Processor(contract.Processor[Customer]):
     def process(self, batch: Batch, state: contract.States[Customer], out: contract.Output) -> None:
         """Take the interactions of customers; leave out other subjects, excluded verbs, and what is too old to count."""
         timeout, excluded = self.settings.timeout, set(self.settings.excluded)
-        get, put = state.get, state.put
+        get, put, apply = state.get, state.put, basket.apply
         ignored = 0
         for event in batch.events:
             clock, at = event.clock, event.at
-            if event.type != "CUSTOMER" or event.verb in excluded or clock - at > FORGET:
+            if event.type != "CUSTOMER" or clock - at > FORGET or event.verb in excluded:
                 ignored += 1
                 continue
             customer = get(event.key)
@@ -80,11 +80,14 @@ class Processor(contract.Processor[Customer]):
                 customer = self._after_gap(event, customer, out)
             if customer.flagged and customer.last < at <= customer.last + timeout:
                 self._retract(event, customer, out)
-            if event.verb == basket.ORDERED and customer.open:
+            if customer.open and event.verb == basket.ORDERED:
                 self._recover(event, customer, out)
-            basket.apply(customer.items, event)
-            if at > customer.last:
-                self._raise_last(event, customer)
+            apply(customer.items, event)
+            last = customer.last
+            if at > last:
+                if last < 0 or at > last + timeout:
+                    customer.started = at
+                customer.last, customer.cause, customer.flagged = at, event.offset, False
             put(event.key, customer, self._due(customer))
         out.ignored += ignored
 
@@ -121,11 +124,6 @@ class Processor(contract.Processor[Customer]):
         if self._waits(customer):
             self._flag(customer, event.clock, out)
         return Customer() if event.clock > customer.last + FORGET else customer
-
-    def _raise_last(self, event: Event, customer: Customer) -> None:
-        if customer.last < 0 or event.at > customer.last + self.settings.timeout:
-            customer.started = event.at
-        customer.last, customer.cause, customer.flagged = event.at, event.offset, False
 
     def _flag(self, customer: Customer, inserted_at: int, out: contract.Output) -> None:
         cause = out.line(customer.cause)

@@ -1,0 +1,186 @@
+"""Sending over SMTP, driven by hand, so that what was certainly not accepted and what is in doubt are told apart."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import smtplib
+import socket
+import ssl
+from collections.abc import Collection
+from email.message import EmailMessage
+
+from tasks.mail_url import MailUrl
+from tasks.sending import Letter, NotSent, OutcomeUnknown, Transport, letter_of
+
+_AUTHENTICATION = {530, 534, 535, 538}  # refusals of the session: another login cures them for every message
+
+
+class SmtpTransport(Transport):
+    """Send over SMTP. The line is kept for the next message, and replaced when it has gone stale."""
+
+    def __init__(self, url: MailUrl, context: ssl.SSLContext) -> None:
+        self._url, self._context = url, context
+        self._where = f"{url.host}:{url.port}"
+        self._client: smtplib.SMTP | None = None
+
+    def send(self, message: EmailMessage) -> None:
+        letter = letter_of(message)
+        try:
+            self._hand_over(self._reach_data(letter), letter)
+        except NotSent:
+            raise
+        except BaseException:
+            # Lost or interrupted inside the message: the server would read any further command as part of it.
+            self._drop()
+            raise
+
+    def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            with contextlib.suppress(OSError):
+                if client.sock is not None:
+                    client.sock.settimeout(2)
+                client.quit()
+            client.close()
+
+    def interrupt(self) -> None:
+        client = self._client
+        sock = client.sock if client is not None else None
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def _reach_data(self, letter: Letter, retry: bool = True) -> smtplib.SMTP:
+        """Return a line on which the server waits for the message; until there it has accepted nothing."""
+        try:
+            client = self._connected()
+            self._announce(client, letter)
+        except (OSError, ValueError) as error:  # ValueError: smtplib on a garbled challenge at the login
+            self._drop()
+            lost = isinstance(error, smtplib.SMTPServerDisconnected) and not _timed_out(error)
+            if retry and lost:
+                return self._reach_data(letter, retry=False)
+            raise NotSent(f"{self._where}: {_why(error, self._url.timeout)}", permanent=False) from error
+        return client
+
+    def _connected(self) -> smtplib.SMTP:
+        client = self._client
+        if client is not None:
+            with contextlib.suppress(OSError):
+                if client.rset()[0] == 250:
+                    return client
+            self._drop()
+        return self._connect()
+
+    def _connect(self) -> smtplib.SMTP:
+        url = self._url
+        client = (
+            smtplib.SMTP_SSL(timeout=url.timeout, context=self._context)
+            if url.scheme == "smtps"
+            else smtplib.SMTP(timeout=url.timeout)
+        )
+        client._host = url.host  # type: ignore[attr-defined]  # what TLS verifies; smtplib sets it only in its constructor
+        self._client = client  # before it connects, so that an interrupt finds it
+        try:
+            self._greeted(client.connect(url.host, url.port))
+            client.ehlo_or_helo_if_needed()
+            if url.starttls != "never":
+                self._encrypt(client)
+            if url.user is not None and url.password is not None:
+                client.login(url.user, url.password)
+        except BaseException:
+            self._drop()
+            raise
+        return client
+
+    def _greeted(self, reply: tuple[int, bytes]) -> None:
+        code, text = reply
+        if code != 220:
+            raise smtplib.SMTPConnectError(code, text)
+
+    def _encrypt(self, client: smtplib.SMTP) -> None:
+        if client.has_extn("starttls"):
+            client.starttls(context=self._context)
+            client.ehlo_or_helo_if_needed()
+        elif self._url.starttls == "require":
+            raise NotSent(f"{self._where}: offers no STARTTLS, which starttls=require asks for", permanent=False)
+
+    def _announce(self, client: smtplib.SMTP, letter: Letter) -> None:
+        options = [f"SIZE={len(letter.data)}"] if client.has_extn("size") else []
+        if letter.international:
+            if not client.has_extn("smtputf8"):
+                raise NotSent(f"{self._where}: takes no address outside ASCII (no SMTPUTF8)", permanent=True)
+            options += ["SMTPUTF8", "BODY=8BITMIME"]
+        self._expect((250, 251), "MAIL", client.mail(letter.sender, options), letter)
+        self._expect((250, 251, 252), "RCPT", client.rcpt(letter.recipient), letter)
+        self._expect((354,), "DATA", client.docmd("DATA"), letter)
+
+    def _expect(self, good: Collection[int], step: str, reply: tuple[int, bytes], letter: Letter) -> None:
+        code, text = reply
+        if code // 100 in (4, 5):
+            raise self._refusal(step, code, text, letter)
+        if code not in good:
+            raise smtplib.SMTPException(f"an answer to {step} that is none: {code} {_shown(text, letter)}")
+
+    def _hand_over(self, client: smtplib.SMTP, letter: Letter) -> None:
+        try:
+            client.send(_dot_stuffed(letter.data) + b".\r\n")
+            code, text = client.getreply()
+        except OSError as error:  # smtplib's own "500 Line too long" is one too, and no answer of the server
+            why = _why(error, self._url.timeout)
+            raise OutcomeUnknown(f"{self._where}: the message was handed over; {why}") from error
+        if code // 100 in (4, 5):
+            raise self._refusal("the message", code, text, letter)
+        if code // 100 != 2:
+            shown = f"{code} {_shown(text, letter)}"
+            raise OutcomeUnknown(f"{self._where}: the message was handed over; the answer is unclear: {shown}")
+
+    def _refusal(self, step: str, code: int, text: bytes, letter: Letter) -> NotSent:
+        if code == 421:  # the server closes the line
+            self._drop()
+        permanent = code // 100 == 5 and code not in _AUTHENTICATION
+        return NotSent(f"{self._where}: refused {step}: {code} {_shown(text, letter)}", permanent)
+
+    def _drop(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            with contextlib.suppress(OSError):
+                client.close()
+
+
+def _dot_stuffed(data: bytes) -> bytes:
+    """Return `data` with CRLF after every line, also the last, and no line that could be read as its end."""
+    lines = re.sub(rb"\r\n|\r|\n", b"\r\n", data).removesuffix(b"\r\n") + b"\r\n"
+    return re.sub(rb"(?m)^\.", b"..", lines)
+
+
+def _timed_out(error: BaseException) -> bool:
+    # smtplib turns a time-out into SMTPServerDisconnected, and keeps it as the context only.
+    return isinstance(error, TimeoutError) or isinstance(error.__context__, TimeoutError)
+
+
+def _why(error: OSError | ValueError, timeout: float) -> str:
+    if _timed_out(error):
+        return f"no answer within {timeout:g} s"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"certificate not accepted ({error.verify_message}); name a private CA with ?cafile=PATH"
+    if isinstance(error, smtplib.SMTPAuthenticationError):
+        # The code alone: servers are known to quote what they were sent.
+        return f"login refused with {error.smtp_code}; check user and password"
+    if isinstance(error, smtplib.SMTPResponseException):
+        return f"answered {error.smtp_code} {_shown(error.smtp_error)}"
+    if isinstance(error, smtplib.SMTPServerDisconnected):
+        return "the line was dropped"
+    return "an answer that cannot be read" if isinstance(error, ValueError) else error.strerror or str(error)
+
+
+def _shown(text: bytes | str, letter: Letter | None = None) -> str:
+    """Return a server's text on one line, without the addresses it quotes, as a reason may go into a log."""
+    line = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+    line = "".join(character if character.isprintable() else " " for character in line)
+    line = re.sub(r"[^\s<>@]+@[^\s<>@]+", "[address]", line)
+    if letter is not None:
+        local = re.escape(letter.recipient.rpartition("@")[0])
+        line = re.sub(rf"(?<!\w){local}(?!\w)", "[address]", line, flags=re.IGNORECASE)
+    return " ".join(line.split())[:200]

@@ -1,0 +1,582 @@
+"""Delivery: at most one mail for each EMAIL event, to whom it should still reach, and never in doubt silently."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from email import message_from_bytes
+from email.message import EmailMessage
+from email.policy import default
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from storage.contacts import Entry, forget_contact, list_contacts, read_contacts, save_contacts
+from storage.door import append_events, append_lines
+from storage.errors import UsageError
+from storage.locks import RunLock
+from storage.outbox import Outbox
+from storage.store import Store
+from storage.tables import Delivery
+from storage.times import now
+from tasks.deliver import DeliverySummary, deliver_to_end
+from tasks.local import side_by_side
+from tasks.process import FinalTick, process_to_end
+from tasks.run import Run
+from tasks.topology import DELIVERIES, build_topology
+from tests.conftest import ROOT, log_bytes
+from tests.smtp_server import DROP, HANG, Fault, Received, SmtpServer, refusing_port
+
+MakeStore = Callable[..., Store]
+ANN = Entry("CLIENT", "1", "ann@example.com", False)
+MINUTE = 60_000
+
+
+def run_of(store: Store) -> Run:
+    return Run(store, build_topology(store.settings), "a test")
+
+
+def submitted(store: Store, *clients: int, ago: int = 0) -> None:
+    """Tax submissions of clients, `ago` milliseconds ago, processed: one EMAIL event each."""
+    at = now() - ago
+    for client in clients:
+        line = {"subject": {"id": "UK"}, "verb": "SUBMIT_TAX", "object": {"id": client}, "context": {"at": at}}
+        append_lines(store, "events", [json.dumps(line).encode()])
+    process_to_end(run_of(store), "derive", None)
+
+
+def did(verb: str, ago: float, inserted: float | None = None, **obj: Any) -> bytes:
+    """What customer 15 did so many minutes ago."""
+    stamp = now() - round((ago if inserted is None else inserted) * MINUTE)
+    event = {
+        "subject": {"id": 15, "type": "CUSTOMER"},
+        "verb": verb,
+        "object": obj,
+        "context": {"at": now() - round(ago * MINUTE)},
+        "event": {"inserted_at": stamp},
+    }
+    return json.dumps(event).encode()
+
+
+def left_behind(store: Store) -> None:
+    """Customer 15 left a basket 40 minutes ago; its reminder is due."""
+    item = {"id": 3, "name": "Lemon", "price": 5, "count": 2}
+    append_lines(store, "events", [did("ADDED_ITEM_TO_BASKET", 40, item=item)])
+    run, final = run_of(store), FinalTick("now")
+    assert side_by_side(run, run.topology.on_raw_logs(), lambda r, n: process_to_end(r, n, final)).failures == {}
+    save_contacts(store.database, [Entry("CUSTOMER", "15", "kim@example.com", False)])
+
+
+def deliver(store: Store, limit: int | None = None) -> DeliverySummary:
+    """What `afterlog deliver` does."""
+    run = run_of(store)
+    for name in run.topology.on_derived_logs():
+        process_to_end(run, name, None)
+    summary = deliver_to_end(run, limit)
+    summary.states = +summary.states  # without those that are none
+    return summary
+
+
+def outcomes(store: Store) -> list[tuple[str, str]]:
+    """What the log says became of mails, in its order."""
+    events = [json.loads(line) for line in log_bytes(store.home, "deliveries").splitlines()]
+    return [(e["verb"], e["object"].get("reason", "")) for e in events]
+
+
+def row(store: Store) -> dict[str, Any]:
+    """The one mail's row."""
+    with store.database.read() as connection:
+        return dict(connection.execute(sa.select(Delivery.__table__)).mappings().one())  # type: ignore[attr-defined]
+
+
+def make_due(store: Store) -> None:
+    """Let the waiting time of every mail be over."""
+    with store.database.write() as connection:
+        connection.exec_driver_sql("UPDATE delivery SET next_at = 0")
+
+
+def parsed(received: Received) -> EmailMessage:
+    return message_from_bytes(received.message, policy=default)
+
+
+class TestSent:
+    def test_a_mail_is_sent_once_and_the_log_says_so(self, make_store: MakeStore) -> None:
+        with SmtpServer() as server:
+            store, before = make_store(mail_url=server.url), now()
+            save_contacts(store.database, [ANN])
+            submitted(store, 1)
+            assert deliver(store).states == {"SENT": 1}
+            assert deliver(store).states == {}
+        [received] = server.inbox
+        assert received.envelope.rcpt_tos == ["ann@example.com"]
+        assert parsed(received)["Subject"] == "We have received your tax submission"
+        line = json.loads(log_bytes(store.home, "deliveries"))
+        wall = line["context"]["at"]
+        assert before <= wall <= now()
+        assert line == {
+            "subject": {"id": "EMAIL_SYSTEM"},
+            "verb": "SENT",
+            "object": {"type": "EMAIL", "id": "derive/events:0:0/tax-received"},
+            "context": {"at": wall, "source": {"log": "reactions", "partition": 0, "offset": 0}},
+            "event": {"id": "deliver/derive/events:0:0/tax-received/sent", "inserted_at": wall},
+        }
+        assert store.committed_end("deliveries", 0) == len(log_bytes(store.home, "deliveries"))
+
+    def test_a_reminder_shows_the_basket_to_its_customer(self, make_store: MakeStore) -> None:
+        with SmtpServer() as server:
+            store = make_store(mail_url=server.url, mail_from="Lemon & Co <shop@example.com>")
+            left_behind(store)
+            assert deliver(store).states == {"SENT": 1}
+        [received] = server.inbox
+        body = parsed(received).get_body(("plain",))
+        assert body is not None
+        assert received.envelope.rcpt_tos == ["kim@example.com"]
+        assert parsed(received)["From"] == "Lemon & Co <shop@example.com>"
+        assert "- Lemon: 2 x 5.00 = 10.00" in body.get_content()
+
+    def test_the_message_id_comes_from_the_event_id_whoever_sends_it(self, make_store: MakeStore) -> None:
+        ids = []
+        for folder in ("one", "two"):
+            with SmtpServer() as server:
+                store = make_store(folder, mail_url=server.url)
+                save_contacts(store.database, [ANN._replace(email=f"{folder}@example.com")])
+                submitted(store, 1)
+                deliver(store)
+            ids.append(parsed(server.inbox[0])["Message-ID"])
+        digest = hashlib.sha256(b"derive/events:0:0/tax-received").hexdigest()
+        assert ids == [f"<{digest}@localhost>"] * 2
+
+    def test_without_a_setting_mails_become_files_in_home(self, store: Store) -> None:
+        save_contacts(store.database, [ANN])
+        submitted(store, 1)
+        assert deliver(store).states == {"SENT": 1}
+        assert deliver(store).states == {}
+        [file] = (store.home / "outbox").iterdir()
+        message = message_from_bytes(file.read_bytes(), policy=default)
+        assert (message["To"], file.suffix) == ("ann@example.com", ".eml")
+
+    def test_starttls_with_user_and_password(self, make_store: MakeStore) -> None:
+        with SmtpServer(tls="starttls", login=("ann@x", "p/ w")) as server:
+            store = make_store(mail_url=server.url.replace("://", "://ann%40x:p%2F%20w@"))
+            save_contacts(store.database, [ANN])
+            submitted(store, 1)
+            assert deliver(store).states == {"SENT": 1}
+        assert len(server.inbox) == 1
+
+    def test_a_limit_tries_so_many_and_leaves_the_rest(self, make_store: MakeStore) -> None:
+        with SmtpServer() as server:
+            store = make_store(mail_url=server.url)
+            save_contacts(store.database, [ANN])
+            submitted(store, 1, 1, 1)
+            first = deliver(store, limit=2)
+            assert (first.states, first.waiting) == ({"SENT": 2}, 1)
+            assert deliver(store).states == {"SENT": 1}
+        assert len({parsed(received)["Message-ID"] for received in server.inbox}) == len(server.inbox) == 3
+
+    def test_many_mails_go_out_over_one_connection_in_the_order_of_the_log(self, make_store: MakeStore) -> None:
+        with SmtpServer() as server:
+            store = make_store(mail_url=server.url)
+            entries = [Entry("CLIENT", str(n), f"c{n}@example.com", False) for n in range(30)]
+            save_contacts(store.database, entries)
+            submitted(store, *range(30))
+            assert deliver(store).states == {"SENT": 30}
+        assert [r.envelope.rcpt_tos for r in server.inbox] == [[entry.email] for entry in entries]
+        assert server.sessions == 1
+
+
+class TestSuppressed:
+    @pytest.mark.parametrize(
+        ("entry", "settings", "ago", "reason"),
+        [
+            (None, {}, 0, "no address"),
+            (Entry("CUSTOMER", "1", "x@example.com", False), {}, 0, "no address"),
+            (ANN._replace(unsubscribed=True), {}, 0, "unsubscribed"),
+            (ANN, {"mail_allow": ["bob@example.com", "@example.org"]}, 0, "not on the list of allowed recipients"),
+            (ANN._replace(email="ann@badexample.com"), {"mail_allow": ["@example.com"]}, 0, "not on the list of allowed recipients"),
+            (ANN, {}, 24 * 60 * MINUTE + 1000, "too old: past its not_after"),
+            (ANN, {"not_after": "1h"}, 61 * MINUTE, "too old: past its not_after"),
+        ],
+    )  # fmt: skip
+    def test_who_should_not_get_it_does_not_and_no_connection_is_made(
+        self, make_store: MakeStore, entry: Entry | None, settings: dict[str, Any], ago: int, reason: str
+    ) -> None:
+        with SmtpServer() as server:
+            store = make_store(mail_url=server.url, **settings)
+            save_contacts(store.database, [entry] if entry else [])
+            submitted(store, 1, ago=ago)
+            assert deliver(store).reasons == {reason: 1}
+            save_contacts(store.database, [ANN])
+            assert deliver(store).states == {}
+        assert server.sessions == 0
+        assert outcomes(store) == [("SUPPRESSED", reason)]
+
+    @pytest.mark.parametrize("allow", [["ANN@example.com"], ["@Example.COM"], ["bob@x.org", "ann@example.com"], []])
+    def test_who_is_on_the_list_gets_it(self, make_store: MakeStore, allow: list[str]) -> None:
+        with SmtpServer() as server:
+            store = make_store(mail_url=server.url, mail_allow=allow)
+            save_contacts(store.database, [ANN])
+            submitted(store, 1)
+            assert deliver(store).states == {"SENT": 1}
+
+    def test_a_forgotten_person_gets_nothing(self, store: Store) -> None:
+        save_contacts(store.database, [ANN])
+        submitted(store, 1)
+        assert forget_contact(store.database, "CLIENT", "1")
+        assert deliver(store).reasons == {"no address": 1}
+        assert b"ann@example.com" not in b"".join(p.read_bytes() for p in (store.home / "logs").rglob("*.jsonl"))
+
+    def test_a_customer_who_was_there_after_all_gets_no_reminder_even_if_nobody_has_processed_it(
+        self, make_store: MakeStore
+    ) -> None:
+        with SmtpServer() as server:
+            store = make_store(mail_url=server.url)
+            left_behind(store)
+            process_to_end(run_of(store), "remind", None)
+            append_lines(store, "events", [did("BROWSED", 20, 0)])
+            assert deliver(store).reasons == {"retracted": 1}
+        assert (server.sessions, outcomes(store)) == (0, [("SUPPRESSED", "retracted")])
+
+    def test_a_customer_who_ordered_since_gets_no_reminder_even_if_nobody_has_processed_it(
+        self, make_store: MakeStore
+    ) -> None:
+        with SmtpServer() as server:
+            store = make_store(mail_url=server.url)
+            left_behind(store)
+            process_to_end(run_of(store), "remind", None)
+            append_lines(store, "events", [did("ORDERED", 0)])
+            [reason] = deliver(store).reasons
+        assert reason.startswith("ordered since: at 20")
+        assert server.sessions == 0
+
+    def test_an_order_from_before_the_abandonment_does_not_hold_a_reminder_back(self, make_store: MakeStore) -> None:
+        with SmtpServer() as server:
+            store = make_store(mail_url=server.url)
+            append_lines(store, "events", [did("ORDERED", 50)])
+            left_behind(store)
+            append_lines(store, "events", [did("BROWSED", 0)])
+            assert deliver(store).states == {"SENT": 1}
+
+    def test_an_order_confirmation_goes_out_though_the_customer_has_ordered(self, make_store: MakeStore) -> None:
+        with SmtpServer() as server:
+            store = make_store(mail_url=server.url)
+            save_contacts(store.database, [Entry("CUSTOMER", "15", "kim@example.com", False)])
+            append_lines(store, "events", [did("ORDERED", 0), did("ORDER_COMPLETED", 0)])
+            process_to_end(run_of(store), "derive", None)
+            assert deliver(store).states == {"SENT": 1}
+
+    def test_while_a_processor_is_held_and_lags_the_mail_waits(self, make_store: MakeStore) -> None:
+        with SmtpServer() as server:
+            store = make_store(mail_url=server.url)
+            left_behind(store)
+            process_to_end(run_of(store), "remind", None)
+            held = RunLock(store.lock_path("abandonment.lock"), "somebody slow")
+            assert held.try_acquire()
+            append_lines(store, "events", [did("BROWSED", 0)])
+            done: list[DeliverySummary] = []
+            thread = threading.Thread(target=lambda: done.append(deliver(store)))
+            thread.start()
+            thread.join(0.6)
+            waited = thread.is_alive(), len(server.inbox)
+            held.release()
+            thread.join(20)
+        assert waited == (True, 0)
+        assert done[0].states == {"SENT": 1}
+
+
+class TestTemporary:
+    def _waits(self, store: Store, reason: str) -> None:
+        summary = deliver(store)
+        assert (summary.retries, summary.waiting, summary.states) == (1, 1, {})
+        mail = row(store)
+        assert (mail["state"], mail["attempts"]) == ("WAITING", 1)
+        assert reason in mail["reason"]
+        assert 2_000 < mail["next_at"] - now() <= 20_000
+        assert deliver(store).retries == 0  # not before its time
+        assert outcomes(store) == []
+        make_due(store)
+
+    @pytest.mark.parametrize(
+        ("fault", "reason"),
+        [
+            (Fault("mail", "451 4.3.0 later"), "refused MAIL: 451 4.3.0 later"),
+            (Fault("rcpt", "450 4.2.1 greylisted"), "refused RCPT: 450 4.2.1 greylisted"),
+            (Fault("body", "452 4.3.1 full"), "refused the message: 452 4.3.1 full"),
+            (Fault("connect", "421 busy"), "answered 421 busy"),
+            (Fault("connect", HANG), "no answer within 0.3 s"),
+            (Fault("rcpt", HANG), "no answer within 0.3 s"),
+        ],
+    )
+    def test_a_server_that_says_later_or_nothing_is_tried_again_later(
+        self, make_store: MakeStore, fault: Fault, reason: str
+    ) -> None:
+        with SmtpServer([fault], timeout=0.3) as server:
+            store = make_store(mail_url=server.url)
+            save_contacts(store.database, [ANN])
+            submitted(store, 1)
+            self._waits(store, reason)
+            assert deliver(store).states == {"SENT": 1}
+        assert len(server.inbox) == 1
+        assert outcomes(store) == [("SENT", "")]
+
+    def test_a_server_that_is_not_there_is_tried_again_later(self, make_store: MakeStore) -> None:
+        with refusing_port() as port:
+            store = make_store(mail_url=f"smtp://127.0.0.1:{port}")
+            save_contacts(store.database, [ANN])
+            submitted(store, 1)
+            self._waits(store, "Connection refused")
+        with SmtpServer() as server:
+            assert deliver(make_store(mail_url=server.url)).states == {"SENT": 1}
+
+    def test_a_line_dropped_twice_before_the_message_is_tried_again_later(self, make_store: MakeStore) -> None:
+        with SmtpServer([Fault("data", DROP), Fault("data", DROP)]) as server:
+            store = make_store(mail_url=server.url)
+            save_contacts(store.database, [ANN])
+            submitted(store, 1)
+            self._waits(store, "the line was dropped")
+            assert deliver(store).states == {"SENT": 1}
+
+    def test_a_refused_login_is_tried_again_later_and_no_password_is_told(self, make_store: MakeStore) -> None:
+        with SmtpServer(tls="starttls", login=("ann", "hunter2")) as server:
+            store = make_store(mail_url=server.url.replace("://", "://ann:hunter3@"))
+            save_contacts(store.database, [ANN])
+            submitted(store, 1)
+            self._waits(store, "login refused with 535")
+        assert "hunter" not in row(store)["reason"]
+
+    def test_each_wait_is_twice_as_long_up_to_ten_minutes(self, make_store: MakeStore) -> None:
+        waits = []
+        with SmtpServer([Fault("mail", "451 later")] * 9) as server:
+            store = make_store(mail_url=server.url)
+            save_contacts(store.database, [ANN])
+            submitted(store, 1)
+            for _ in range(9):
+                assert deliver(store).retries == 1
+                mail = row(store)
+                waits.append(round((mail["next_at"] - mail["changed_at"]) / 1000))
+                make_due(store)
+        assert [later / sooner for sooner, later in itertools.pairwise(waits[:6])] == [2, 2, 2, 2, 2]
+        assert waits[-1] == 600
+
+    def test_a_mail_that_never_gets_through_is_given_up_once_it_is_too_old(self, make_store: MakeStore) -> None:
+        with SmtpServer([Fault("mail", "451 later")]) as server:
+            store = make_store(mail_url=server.url, not_after="1s")
+            save_contacts(store.database, [ANN])
+            submitted(store, 1)
+            assert deliver(store).retries == 1
+            make_due(store)
+            time.sleep(1)
+            deliver(store)
+        [(verb, reason)] = outcomes(store)
+        assert verb == "SUPPRESSED"
+        assert reason == f"too old: past its not_after; last try: 127.0.0.1:{server.port}: refused MAIL: 451 later"
+
+    def test_a_mail_that_waits_holds_back_no_other(self, make_store: MakeStore) -> None:
+        with SmtpServer([Fault("mail", "451 later"), None, Fault("rcpt", "550 no"), None]) as server:
+            store = make_store(mail_url=server.url)
+            save_contacts(store.database, [ANN])
+            submitted(store, 1, 1, 1, 1)
+            summary = deliver(store)
+            assert (summary.states, summary.retries) == ({"SENT": 2, "FAILED": 1}, 1)
+            make_due(store)
+            assert deliver(store).states == {"SENT": 1}
+        assert len({parsed(received)["Message-ID"] for received in server.inbox}) == len(server.inbox) == 3
+
+
+class TestPermanentAndUnknown:
+    @pytest.mark.parametrize("step", ["mail", "rcpt", "data", "body"])
+    def test_a_mail_that_is_refused_for_good_has_failed_and_is_not_tried_again(
+        self, make_store: MakeStore, step: Any
+    ) -> None:
+        with SmtpServer([Fault(step, "550 5.1.1 no <ann@example.com> here")]) as server:
+            store = make_store(mail_url=server.url)
+            save_contacts(store.database, [ANN])
+            submitted(store, 1)
+            assert deliver(store).states == {"FAILED": 1}
+            make_due(store)
+            assert deliver(store).states == {}
+        [(verb, reason)] = outcomes(store)
+        assert verb == "FAILED"
+        assert reason.endswith(": 550 5.1.1 no <[address]> here")
+        assert server.inbox == []
+
+    @pytest.mark.parametrize(
+        "email", ["ann", "ann@example.com, bob@example.com", "ann@example.com\nBcc: eve@example.com"]
+    )
+    def test_an_address_that_is_none_has_failed_without_a_connection(self, make_store: MakeStore, email: str) -> None:
+        with SmtpServer() as server:
+            store = make_store(mail_url=server.url)
+            save_contacts(store.database, [ANN._replace(email=email)])
+            submitted(store, 1)
+            assert deliver(store).states == {"FAILED": 1}
+        [(_, reason)] = outcomes(store)
+        assert reason.startswith("expected one address such as ann@example.com, found ")
+        assert "bob" not in reason
+        assert server.sessions == 0
+
+    def test_a_sender_that_is_no_address_is_a_wrong_setting_and_costs_no_mail(self, make_store: MakeStore) -> None:
+        store = make_store()
+        save_contacts(store.database, [ANN])
+        submitted(store, 1)
+        with pytest.raises(UsageError, match="AFTERLOG_MAIL_FROM"):
+            deliver(make_store(mail_from="not an address"))
+        assert deliver(make_store()).states == {"SENT": 1}
+
+    @pytest.mark.parametrize("accepted", [True, False])
+    @pytest.mark.parametrize("answer", [DROP, HANG, "garbage"])
+    def test_a_mail_whose_outcome_is_in_doubt_is_unknown_and_never_sent_again(
+        self, make_store: MakeStore, answer: str, accepted: bool
+    ) -> None:
+        with SmtpServer([Fault("body", answer, accepted)], timeout=0.3) as server:
+            store = make_store(mail_url=server.url)
+            save_contacts(store.database, [ANN])
+            submitted(store, 1)
+            assert deliver(store).states == {"UNKNOWN": 1}
+            make_due(store)
+            for _ in range(2):
+                assert deliver(store).states == {}
+        assert len(server.inbox) == accepted
+        [(verb, reason)] = outcomes(store)
+        assert verb == "UNKNOWN"
+        assert "the message was handed over" in reason
+        assert row(store)["state"] == "UNKNOWN"
+
+    def test_a_claim_whose_sender_died_is_unknown_and_never_sent_again(self, make_store: MakeStore) -> None:
+        with SmtpServer() as server:
+            store = make_store(mail_url=server.url)
+            save_contacts(store.database, [ANN])
+            submitted(store, 1)
+            outbox = self._queued(store)
+            outbox.claim(outbox.waiting(now(), 1)[0])
+            assert deliver(store).states == {"UNKNOWN": 1}
+            assert deliver(store).states == {}
+        assert server.sessions == 0
+        assert outcomes(store) == [("UNKNOWN", "the sender died while it was sending")]
+
+    @pytest.mark.parametrize("torn", [b"", b'{"subject": {"id": "EMAIL_SY'])
+    def test_an_outcome_that_only_the_log_knows_is_adopted(self, make_store: MakeStore, torn: bytes) -> None:
+        with SmtpServer() as server:
+            store = make_store(mail_url=server.url)
+            save_contacts(store.database, [ANN])
+            submitted(store, 1)
+            outbox = self._queued(store)
+            outbox.claim(outbox.waiting(now(), 1)[0])
+            line = b'{"subject":{"id":"EMAIL_SYSTEM"},"verb":"SENT","object":{"type":"EMAIL","id":"derive/events:0:0/tax-received"}}\n'
+            folder = store.directory("deliveries", 0)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{0:020d}.jsonl").write_bytes(line + torn)
+            assert deliver(store).states == {}
+        assert server.sessions == 0
+        assert log_bytes(store.home, "deliveries") == line
+        assert (row(store)["state"], store.committed_end("deliveries", 0)) == ("SENT", len(line))
+
+    def _queued(self, store: Store) -> Outbox:
+        """Have the mail wait in the outbox: the server was not there at its first try."""
+        with refusing_port() as port:
+            away = Store(
+                store.settings.model_copy(
+                    update={"mail_url": type(store.settings.mail_url)(f"smtp://127.0.0.1:{port}")}
+                )
+            )
+            deliver(away)
+        make_due(store)
+        return Outbox(store, DELIVERIES)
+
+
+class TestTwoRuns:
+    def test_two_runs_at_once_send_every_mail_once(self, make_store: MakeStore) -> None:
+        with SmtpServer() as server:
+            store = make_store(mail_url=server.url)
+            save_contacts(store.database, [ANN])
+            submitted(store, *[1] * 40)
+            env = {**os.environ, "AFTERLOG_HOME": str(store.home), "AFTERLOG_MAIL_URL": server.url}
+            command = [sys.executable, "-m", "deployments.cli", "deliver", "--no-prefect"]
+            runs = [
+                subprocess.Popen(command, env=env, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+                for _ in "ab"
+            ]
+            assert [(run.communicate(timeout=60)[1], run.returncode) for run in runs] == [(b"", 0)] * 2
+        sent = Counter(parsed(received)["Message-ID"] for received in server.inbox)
+        assert (len(sent), set(sent.values())) == (40, {1})
+        assert Counter(outcomes(store)) == {("SENT", ""): 40}
+
+    def test_an_event_id_that_comes_twice_is_one_mail(
+        self, make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        source = (
+            "from tasks.processors import contract\n"
+            "class Processor(contract.Processor):\n"
+            "    name, reads, writes, mails = 'eager', 'events', 'eager', True\n"
+            "    def event(self, event, state, out):\n"
+            "        obj = {'id': 1, 'type': 'CLIENT', 'template': 'tax-received'}\n"
+            "        out.write({'subject': {'id': 1}, 'verb': 'EMAIL', 'object': obj, 'context': {'at': event.at, 'not_after':\n"
+            "            event.clock + 9_000_000, 'source': out.source(event.offset)},\n"
+            "            'event': {'id': 'eager/the same', 'inserted_at': event.clock}})\n"
+        )
+        (tmp_path / "eager_one.py").write_text(source)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        with SmtpServer() as server:
+            store = make_store(mail_url=server.url, processors=["eager_one"])
+            save_contacts(store.database, [ANN])
+            append_events(store, "events", [{"subject": {"id": n}, "verb": "X"} for n in range(3)])
+            process_to_end(run_of(store), "eager", None)
+            assert deliver(store).states == {"SENT": 1}
+        assert len(server.inbox) == 1
+
+
+class TestContacts:
+    def _read(self, tmp_path: Path, text: bytes) -> list[Entry]:
+        (tmp_path / "contacts.csv").write_bytes(text)
+        return read_contacts(tmp_path / "contacts.csv")
+
+    def test_a_csv_file_is_read_with_its_columns_in_any_order(self, tmp_path: Path) -> None:
+        text = 'email,unsubscribed,id,type,note\r\nann@example.com,,1,CLIENT,x\r\n" bob@example.com ",Yes," 2 ",CUSTOMER,"a\nb"\r\n'
+        assert self._read(tmp_path, b"\xef\xbb\xbf" + text.encode()) == [
+            Entry("CLIENT", "1", "ann@example.com", False), Entry("CUSTOMER", "2", "bob@example.com", True),
+        ]  # fmt: skip
+        assert self._read(tmp_path, b"type,id,email\nCLIENT,1,ann@example.com\n") == [ANN]
+        assert self._read(tmp_path, b"type,id,email\n") == []
+
+    @pytest.mark.parametrize(
+        ("text", "sentence"),
+        [
+            (b"", "no column 'type'; found , expected type,id,email,unsubscribed"),
+            (b"type,id,mail\nCLIENT,1,x@example.com\n", "no column 'email'; found type,id,mail, expected type,id,email,unsubscribed"),
+            (b"type,id,email\nCLIENT,1,a@example.com\nCLIENT,,b@example.com\n", "line 3: an entry without type, id or email"),
+            (b"type,id,email\nCLIENT,1\n", "line 2: an entry without type, id or email"),
+            (b"type,id,email,unsubscribed\nCLIENT,1,a@example.com,maybe\n",
+             "line 2: unsubscribed is neither yes nor no; found 'maybe', expected true or false"),
+            (b"type,id,email\nCLIENT,1,\xff@example.com\n", "no CSV in UTF-8"),
+            (b'type,id,email\nCLIENT,1,"a@example.com\n', "no CSV in UTF-8"),
+        ],
+    )  # fmt: skip
+    def test_a_file_that_cannot_be_used_is_refused_with_its_line(
+        self, tmp_path: Path, text: bytes, sentence: str
+    ) -> None:
+        with pytest.raises(UsageError) as raised:
+            self._read(tmp_path, text)
+        assert sentence in str(raised.value)
+        assert str(raised.value).startswith(str(tmp_path / "contacts.csv"))
+
+    @pytest.mark.parametrize("name", ["none.csv", "."])
+    def test_a_file_that_is_not_there_is_refused(self, tmp_path: Path, name: str) -> None:
+        with pytest.raises(UsageError, match=r"cannot read the file: (No such file|Is a directory)"):
+            read_contacts(tmp_path / name)
+
+    def test_an_entry_is_replaced_by_the_next_of_its_type_and_id_and_can_be_forgotten(self, store: Store) -> None:
+        bob = Entry("CUSTOMER", "1", "bob@example.com", True)
+        assert save_contacts(store.database, [bob, ANN]) == 2
+        assert save_contacts(store.database, [ANN._replace(email="new@example.com")]) == 1
+        assert list_contacts(store.database) == [ANN._replace(email="new@example.com"), bob]
+        assert forget_contact(store.database, "CLIENT", "1")
+        assert not forget_contact(store.database, "CLIENT", "1")
+        assert list_contacts(store.database) == [bob]
