@@ -7,7 +7,6 @@ stumbles over goes to `storage.slow_judge`, which parses all of the line and giv
 from __future__ import annotations
 
 from collections.abc import Sequence
-from decimal import Decimal
 from sys import intern
 from typing import Any
 
@@ -16,7 +15,7 @@ from msgspec import UNSET, Raw, UnsetType
 
 from storage.event import HEAD, ITEM_VERBS, MAX_DEPTH, Bad, Batch, Block, Event, Item, Rejected
 from storage.slow_judge import judge_slowly
-from storage.times import LATEST, SECONDS_BELOW, parse_time
+from storage.times import LATEST, SECONDS_BELOW, parse_time, parse_time_literal
 
 
 class _Subject(msgspec.Struct, gc=False):
@@ -153,10 +152,10 @@ def _time(value: int | float | str | UnsetType | None, line: bytes, field: str) 
     """A time that is not plain milliseconds; None where the line has none."""
     if value is None or value is UNSET:
         return None
-    if isinstance(value, float):  # its own digits, since a float has already rounded them
+    if isinstance(value, float):
         times: Any = _decode_times(line)
         literal = times.context.at if field == "context.at" else times.event.inserted_at
-        millis = parse_time(Decimal(bytes(literal).decode()))
+        millis = parse_time_literal(bytes(literal).decode())
     else:
         millis = parse_time(value)
     if millis is None:

@@ -1,65 +1,55 @@
-"""The judge's second look: a full parse that names why a line is bad, or finds it good after all."""
+"""The judge's second look: it names why a line is bad, or finds it good after all.
+
+It reads a line field by field, each as its own bytes, so that neither a key that comes twice nor a number that no machine
+can hold makes it say anything else than the fast way would.
+"""
 
 from __future__ import annotations
 
-import json
 import re
-from decimal import Decimal, InvalidOperation
-from typing import Any, NoReturn
 
 import msgspec
 from msgspec import Raw
 
 from storage.event import ITEM_VERBS, MAX_DEPTH, Event, Item, Rejected
-from storage.times import parse_time
+from storage.times import parse_time, parse_time_literal
 
+Fields = dict[str, Raw]
 
-class _Object(msgspec.Struct):
-    object: Raw = Raw(b"null")
-
-
-class _Item(msgspec.Struct):
-    item: Raw
-
-
-class _ItemObject(msgspec.Struct):
-    object: _Item
-
-
-# An object and an item are handed on as their own bytes, never written anew.
-_decode_object = msgspec.json.Decoder(_Object).decode
-_decode_item = msgspec.json.Decoder(_ItemObject).decode
+_decode_raw = msgspec.json.Decoder(Raw).decode
+_decode_fields = msgspec.json.Decoder(Fields).decode
+_decode_text = msgspec.json.Decoder(str).decode
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_INTEGER = re.compile(rb"-?\d{1,4300}")  # what Python turns into an integer, and msgspec too
+_LONGEST_SHOWN = 100
 
 
 def judge_slowly(line: bytes, offset: int, clock: int) -> Event:
-    """What `storage.event.judge` gives, from a full parse.
+    """What `storage.judge.judge` gives, from a look at each field by itself.
 
     Raises:
         Rejected: the line is bad; the text is its reason.
     """
     document = parse(line)
-    subject, ident = _subject(document)
+    subject = _inner(document.get("subject"))
+    ident = _subject_id(subject)
     verb = _verb(document)
     at = _time(document, "context", "at")
     inserted_at = _time(document, "event", "inserted_at")
     taken = at if inserted_at is None else inserted_at
     if taken is None:
         raise Rejected("no time: neither context.at nor event.inserted_at")
-    item = _item(document, line) if verb in ITEM_VERBS else None
+    item = _item(document) if verb in ITEM_VERBS else None
     clock = max(clock, taken)
     happened = clock if at is None else min(at, clock)
-    stamp = document.get("event")
-    event_id = stamp.get("id") if isinstance(stamp, dict) else None
-    obj = _decode_object(line).object
-    return Event(
-        offset, line, ident, str(ident), subject.get("type"), verb, obj, happened, clock, item,
-        event_id if isinstance(event_id, str) else None,
-    )  # fmt: skip
+    obj = document.get("object", Raw(b"null"))
+    kind = _text(subject.get("type")) if subject else None
+    event_id = _text((_inner(document.get("event")) or {}).get("id"))
+    return Event(offset, line, ident, str(ident), kind, verb, obj, happened, clock, item, event_id)
 
 
-def parse(line: bytes) -> dict[str, Any]:
-    """The JSON object of a line, its fractions as exact decimals.
+def parse(line: bytes) -> Fields:
+    """The fields of a line that is a JSON object.
 
     Raises:
         Rejected: no JSON, or JSON that is no object.
@@ -69,17 +59,15 @@ def parse(line: bytes) -> dict[str, Any]:
     if depth(line) > MAX_DEPTH:
         raise Rejected(f"no JSON: nested deeper than {MAX_DEPTH}")
     try:
-        document = json.loads(line.decode(), parse_constant=_no_constant, parse_float=_decimal)
-        json.dumps(document, ensure_ascii=False, default=str).encode()
+        line.decode()
+        _decode_raw(line)
     except UnicodeDecodeError as error:
         raise Rejected(f"no JSON: byte {error.start} is not UTF-8") from error
-    except UnicodeEncodeError as error:
-        raise Rejected("no JSON: half of a surrogate pair") from error
-    except (ValueError, RecursionError) as error:
-        raise Rejected(f"no JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise Rejected(f"no JSON object: {_named(document)}")
-    return document
+    except msgspec.DecodeError as error:
+        raise Rejected(f"no JSON: {str(error).removeprefix('JSON is malformed: ')}") from error
+    if not line.lstrip().startswith(b"{"):
+        raise Rejected(f"no JSON object: {_named(Raw(line))}")
+    return _decode_fields(line)
 
 
 def depth(line: bytes) -> int:
@@ -96,83 +84,83 @@ def depth(line: bytes) -> int:
     return deepest
 
 
-def is_number(value: object) -> bool:
-    """Whether a parsed JSON value is a number; true and false are not."""
-    return isinstance(value, (int, float, Decimal)) and not isinstance(value, bool)
+def _literal(raw: Raw | None) -> bytes:
+    return b"" if raw is None else bytes(raw).strip()
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+def _inner(raw: Raw | None) -> Fields | None:
+    """The fields of a value that is an object."""
+    return _decode_fields(raw) if raw is not None and _literal(raw).startswith(b"{") else None
 
 
-def _decimal(literal: str) -> Decimal | float:
-    try:
-        return Decimal(literal)
-    except InvalidOperation:
-        return float(literal)  # an exponent beyond Decimal's own: infinite or zero
+def _text(raw: Raw | None) -> str | None:
+    """The text of a value that is a string."""
+    return _decode_text(raw) if raw is not None and _literal(raw).startswith(b'"') else None
 
 
-def _named(value: object) -> str:
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    if isinstance(value, list):
-        return "an array"
-    if isinstance(value, dict):
-        return "an object"
-    return "a string" if isinstance(value, str) else "a number"
+def _named(raw: Raw | None) -> str:
+    literal = _literal(raw)
+    if literal in (b"true", b"false", b"null"):
+        return literal.decode()
+    names = {b"": "missing", b"[": "an array", b"{": "an object", b'"': "a string"}
+    return names.get(literal[:1], "a number")
 
 
-def _subject(document: dict[str, Any]) -> tuple[dict[str, Any], int | str]:
-    subject = document.get("subject")
-    if not isinstance(subject, dict):
+def _id(raw: Raw | None, field: str, reason: str) -> int | str:
+    literal = _literal(raw)
+    if literal in (b"true", b"false"):
+        raise Rejected(f"boolean id: {field}")
+    if (text := _text(raw)) is not None:
+        return text
+    if _INTEGER.fullmatch(literal):
+        return int(literal)
+    raise Rejected(f"{reason}: {field} is {_named(raw)}, expected a string or an integer")
+
+
+def _subject_id(subject: Fields | None) -> int | str:
+    if subject is None:
         raise Rejected("no subject: expected an object with an id")
-    ident = subject.get("id")
-    if isinstance(ident, bool):
-        raise Rejected("boolean id: subject.id")
-    if not isinstance(ident, (int, str)):
-        raise Rejected(f"no subject: its id is {_named(ident)}, expected a string or an integer")
-    return subject, ident
+    return _id(subject.get("id"), "subject.id", "no subject")
 
 
-def _verb(document: dict[str, Any]) -> str:
-    verb = document.get("verb")
-    if isinstance(verb, dict):
-        verb = verb.get("type")
-    if not isinstance(verb, str):
+def _verb(document: Fields) -> str:
+    raw = document.get("verb")
+    inner = _inner(raw)
+    verb = _text(inner.get("type") if inner is not None else raw)
+    if verb is None:
         raise Rejected("no verb: expected a string, or an object with a type")
     return verb
 
 
-def _time(document: dict[str, Any], part: str, field: str) -> int | None:
+def _time(document: Fields, part: str, field: str) -> int | None:
     if part not in document:
         return None
-    holder = document[part]
-    if not isinstance(holder, dict):
-        raise Rejected(f"no time: {part} is {_named(holder)}, expected an object")
-    if field not in holder:
+    holder = _inner(document[part])
+    if holder is None:
+        raise Rejected(f"no time: {part} is {_named(document[part])}, expected an object")
+    raw = holder.get(field)
+    if raw is None:
         return None
-    value = holder[field]
+    literal, text = _literal(raw), _text(raw)
     millis = None
-    if isinstance(value, (int, str, Decimal)) and not isinstance(value, bool):
-        millis = parse_time(value)
+    if text is not None:
+        millis = parse_time(text)
+    elif literal[:1] in b"-0123456789":
+        millis = parse_time_literal(literal.decode())
     if millis is None:
-        raise Rejected(f"no time: {part}.{field} is {str(value)[:100]!r}")
+        shown = text if text is not None else literal.decode()
+        raise Rejected(f"no time: {part}.{field} is {shown[:_LONGEST_SHOWN]!r}")
     return millis
 
 
-def _item(document: dict[str, Any], line: bytes) -> Item:
-    obj = document.get("object")
-    item = obj.get("item") if isinstance(obj, dict) else None
-    if not isinstance(item, dict):
+def _item(document: Fields) -> Item:
+    obj = _inner(document.get("object"))
+    raw = obj.get("item") if obj is not None else None
+    item = _inner(raw)
+    if raw is None or item is None:
         raise Rejected("no item: object.item is no object")
-    ident = item.get("id")
-    if isinstance(ident, bool):
-        raise Rejected("boolean id: object.item.id")
-    if not isinstance(ident, (int, str)):
-        raise Rejected("no item id: object.item.id is no string or integer")
-    count = item.get("count", 1)
-    if not is_number(count):
-        raise Rejected(f"no count: object.item.count is {_named(count)}")
-    return Item(
-        str(ident), float(count) if isinstance(count, Decimal) else count, bytes(_decode_item(line).object.item)
-    )
+    ident = _id(item.get("id"), "object.item.id", "no item id")
+    count = _literal(item.get("count", Raw(b"1")))
+    if count[:1] not in b"-0123456789":
+        raise Rejected(f"no count: object.item.count is {_named(item['count'])}")
+    return Item(str(ident), int(count) if _INTEGER.fullmatch(count) else float(count), bytes(raw))

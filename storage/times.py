@@ -6,7 +6,7 @@ import calendar
 import re
 import time
 from datetime import UTC, date, datetime
-from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
+from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 
 SECONDS_BELOW = 100_000_000_000  # a number under this counts seconds, from there on milliseconds
 LATEST = 4_102_444_800_000  # 2100-01-01T00:00:00Z
@@ -20,20 +20,27 @@ def now() -> int:
     return time.time_ns() // 1_000_000
 
 
-def parse_time(value: int | Decimal | str) -> int | None:
+def parse_time(value: int | str) -> int | None:
     """Milliseconds since 1970 of a time as the wire has it; None where it is no usable time.
 
     A number is seconds below 1e11 and milliseconds from there on; a string is RFC 3339 with its offset.
     """
     if isinstance(value, str):
         return _parse_text(value)
-    if isinstance(value, int):
-        millis = value * 1000 if value < SECONDS_BELOW else value
-    else:
-        if not value.is_finite() or value.adjusted() > 14:
-            return None
-        millis = _round(value * 1000 if value < SECONDS_BELOW else value)
-    return millis if 0 <= millis <= LATEST else None
+    return _in_range(value * 1000 if value < SECONDS_BELOW else value)
+
+
+def parse_time_literal(literal: str) -> int | None:
+    """Milliseconds since 1970 of a JSON number by its own digits, which a float would have rounded already."""
+    value = parse_number(literal)
+    if value is None:  # an exponent beyond even Decimal's reach
+        return 0 if float(literal) == 0 else None
+    if not value or value.adjusted() < -9:
+        return 0
+    if value.adjusted() > 14:
+        return None
+    exact = Context(prec=len(literal) + 4)
+    return _in_range(_round(value.scaleb(3, exact) if value < SECONDS_BELOW else value))
 
 
 def parse_number(literal: str) -> Decimal | None:
@@ -42,6 +49,10 @@ def parse_number(literal: str) -> Decimal | None:
         return Decimal(literal)
     except InvalidOperation:
         return None
+
+
+def _in_range(millis: int) -> int | None:
+    return millis if 0 <= millis <= LATEST else None
 
 
 def _round(value: Decimal) -> int:
@@ -66,9 +77,9 @@ def _parse_text(text: str) -> int | None:
     if hour > 23 or minute > 59 or second > 59:
         return None
     seconds = calendar.timegm((year, month, day, hour, minute, second)) - offset
-    fraction = Decimal("0" + match[7]) if match[7] else Decimal(0)
-    millis = _round((seconds + fraction) * 1000)
-    return millis if 0 <= millis <= LATEST else None
+    # Whole seconds are an even number of milliseconds, so that half to even is the same with them and without.
+    fraction = _round(Decimal(f"0{match[7]}e3")) if match[7] else 0
+    return _in_range(seconds * 1000 + fraction)
 
 
 def show(millis: int) -> str:

@@ -159,7 +159,7 @@ class TestTail:
         )
         assert log_bytes_of(tmp_path) == b"before\n" + other
 
-    @pytest.mark.parametrize("kept", [1, 250, 499, 500, 501])
+    @pytest.mark.parametrize("kept", [1, 250, 500, 501])
     def test_a_run_that_goes_on_after_a_crash_gives_what_an_undisturbed_one_gives(
         self, make_store: MakeStore, kept: int
     ) -> None:
@@ -342,7 +342,7 @@ class TestLostData:
         processed(store, tax(1))
         file = store.directory("clock", 0) / f"{0:020d}.jsonl"
         whole = file.read_bytes()
-        file.write_bytes(b"" if gone else whole[: whole[:-1].rfind(b"\n") + 1])
+        file.write_bytes(b"" if gone else whole[: whole.find(b"\n") + 1])
         # A run that begins with a tick of its own must not make up for what is missing.
         run = new_run(store)
         with pytest.raises(LostDataError, match="the clock is shorter than what was read from it; found"):

@@ -211,7 +211,10 @@ def test_whatever_else_a_line_carries_it_is_good_and_kept_as_it_came(text: bytes
     assert judge(text, 7, 0).raw == text
 
 
-@pytest.mark.parametrize("text", [*GOOD, *(text for text, _ in BAD), *AWKWARD])
+EVERY = [*GOOD, *(text for text, _ in BAD), *AWKWARD]
+
+
+@pytest.mark.parametrize("text", EVERY, ids=range(len(EVERY)))
 def test_the_fast_and_the_slow_judge_agree(text: bytes) -> None:
     assert outcome(judge, text) == outcome(judge_slowly, text)
     assert outcome(judge, text, AT + 5) == outcome(judge_slowly, text, AT + 5)

@@ -1,0 +1,487 @@
+"""The command line: what each command writes where, with which exit code, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from deployments.cli import main
+from storage.door import append_lines
+from storage.store import Store
+from tests.conftest import ROOT, afterlog, log_bytes
+from tests.smtp_server import refusing_port
+
+T0 = 1_700_000_000_000  # 2023-11-14T22:13:20Z
+
+
+class Done(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: bytes
+    err: str
+
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def command(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> Iterator[Command]:
+    """Run a command in this process, in a folder of the test's own; a real process takes a second to start."""
+    monkeypatch.setenv("AFTERLOG_HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments: str, **settings: str) -> Done:
+        for name, value in settings.items():
+            monkeypatch.setenv(f"AFTERLOG_{name.upper()}", value)
+        capfdbinary.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        out, err = capfdbinary.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Done(ended.value.code, out, err.decode())
+
+    yield run
+    signal.signal(signal.SIGTERM, before)
+
+
+def tax(number: int, at: int = T0) -> bytes:
+    event = {"subject": {"id": number}, "verb": "SUBMIT_TAX", "object": {"id": number}, "context": {"at": at}}
+    return json.dumps(event).encode()
+
+
+def refused(done: Done, *parts: str) -> None:
+    """The command did nothing, and said why in one sentence."""
+    assert (done.code, done.out) == (2, b""), done.err
+    first = done.err.splitlines()[0]
+    assert first.startswith("afterlog: ")
+    for part in parts:
+        assert part in first
+    assert "Traceback" not in done.err
+    assert done.err.splitlines()[1:] in ([], ["Try: afterlog --help"])
+
+
+class TestUsage:
+    @pytest.mark.parametrize(
+        ("arguments", "part"),
+        [
+            (["nonsense"], "nonsense"),
+            (["read"], "log"),
+            (["append"], "log"),
+            (["read", "events", "--sideways"], "--sideways"),
+            (["read", "events", "--partition", "many"], "many"),
+            (["process", "--as-of"], "as-of"),
+            (["process", "--follow-for", "long"], "long"),
+            (["status", "--json", "more"], "more"),
+            (["contacts", "import"], "file"),
+            (["contacts", "nonsense"], "nonsense"),
+            (["deliver", "--limit", "many"], "many"),
+        ],
+    )
+    def test_wrong_arguments_are_told_in_one_sentence(self, command: Command, arguments: list[str], part: str) -> None:
+        refused(command(*arguments), part)
+
+    @pytest.mark.parametrize(
+        ("arguments", "parts"),
+        [
+            (["append", "events", "none.jsonl"], ["none.jsonl: cannot read the file: No such file or directory"]),
+            (["append", "events", "."], ["cannot read the file: Is a directory"]),
+            (["append", "../x", "none.jsonl"], ["no name for a log; found '../x', expected lower-case letters"]),
+            (["append", "baskets", "none.jsonl"], ["baskets is written by Afterlog itself. Append to a raw log, such as events"]),
+            (["read", "a/b"], ["no name for a log; found 'a/b'"]),
+            (["read", "events", "--from", "yesterday"], ["neither an offset nor a time; found 'yesterday', expected digits, or RFC 3339"]),
+            (["read", "events", "--to", "2023-11-14"], ["neither an offset nor a time; found '2023-11-14'"]),
+            (["process", "--no-prefect", "--as-of", "soon"], ["--as-of is no time; found 'soon', expected now, log-end, RFC 3339"]),
+            (["process", "--no-prefect", "--as-of", "2099-12-31T00:00:00Z"], ["as-of lies ahead; found 2099-12-31T00:00:00.000Z, expected at most now"]),
+            (["process", "--no-prefect", "--as-of", "99999999999999999"], ["--as-of is no time"]),
+            (["process", "--follow-for", "1", "--as-of", "log-end"], ["--follow-for goes with --as-of now only"]),
+            (["deliver", "--no-prefect", "--limit", "0"], ["--limit is too small; found 0, expected at least 1"]),
+            (["contacts", "import", "none.csv"], ["none.csv: cannot read the file: No such file or directory"]),
+        ],
+    )  # fmt: skip
+    def test_what_cannot_be_done_is_told_with_what_was_found_and_expected(
+        self, command: Command, arguments: list[str], parts: list[str]
+    ) -> None:
+        refused(command(*arguments), *parts)
+
+    @pytest.mark.parametrize("name", ["append", "read", "process", "deliver", "contacts", "status", "up", "demo"])
+    def test_every_command_has_help_that_reads_well(self, command: Command, name: str) -> None:
+        whole, mine = command("--help"), command(name, "--help")
+        assert (whole.code, mine.code, whole.err, mine.err) == (0, 0, "", "")
+        assert re.search(rf"\b{name}\b +\S", whole.out.decode())
+        assert len(mine.out.splitlines()) > 5
+
+    def test_the_version_is_told(self, command: Command) -> None:
+        assert re.fullmatch(rb"\d+\.\d+\.\d+\n", command("--version").out)
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("settings", "parts"),
+        [
+            ({"timeout": "soon"}, ["AFTERLOG_TIMEOUT", "expected a length of time such as 90s, 30m, 24h or 7d", "'soon'"]),
+            ({"timeout": "0"}, ["AFTERLOG_TIMEOUT", "greater than 0"]),
+            ({"timeuot": "30m"}, ["no such setting: AFTERLOG_TIMEUOT", "Did you mean AFTERLOG_TIMEOUT?"]),
+            ({"partitions": "0"}, ["AFTERLOG_PARTITIONS", "greater than or equal to 1", "'0'"]),
+            ({"partitions": "many"}, ["AFTERLOG_PARTITIONS", "'many'"]),
+            ({"excluded_verbs": "BROWSED"}, ["excluded_verbs"]),
+            ({"processors": '["nowhere_at_all"]'}, ["AFTERLOG_PROCESSORS: nowhere_at_all: cannot import the module"]),
+            ({"anomalies": '{"sampels": 3}'}, ["AFTERLOG_ANOMALIES__SAMPELS", "no such setting"]),
+            ({"anomalies__deviations": "-1"}, ["AFTERLOG_ANOMALIES__DEVIATIONS", "greater than 0"]),
+            ({"anomalies__measures": '["subject.id"]'}, ["AFTERLOG_ANOMALIES__MEASURES", "found 'subject.id'"]),
+            ({"database_url": "nonsense"}, ["AFTERLOG_DATABASE_URL"]),
+            ({"database_url": "marsdb://u:hunter2@h/x"}, ["AFTERLOG_DATABASE_URL"]),
+            ({"home": "/dev/null/x"}, ["/dev/null/x: cannot make HOME: Not a directory. Set AFTERLOG_HOME to a folder of yours"]),
+            ({"config": "nowhere.toml"}, ["nowhere.toml"]),
+        ],
+        ids=str,
+    )  # fmt: skip
+    def test_a_bad_setting_is_named_with_what_fits(
+        self, command: Command, settings: dict[str, str], parts: list[str]
+    ) -> None:
+        done = command("status", **settings)
+        refused(done, *parts)
+        assert "hunter2" not in done.err
+
+    @pytest.mark.parametrize(
+        ("text", "parts"),
+        [
+            (b"timeout = ", ["afterlog.toml: no TOML"]),
+            (b'timeout = "soon"', ["`timeout` in afterlog.toml", "'soon'"]),
+            (b'timeuot = "30m"', ["`timeuot` in afterlog.toml", "no such setting"]),
+            (b"[anomalies]\nsamples = 1", ["ANOMALIES__SAMPLES", "greater than or equal to 2"]),
+            (b'mail_from = "\xff"', ["afterlog.toml"]),
+        ],
+    )
+    def test_a_bad_settings_file_is_named_with_what_is_wrong(
+        self, command: Command, tmp_path: Path, text: bytes, parts: list[str]
+    ) -> None:
+        (tmp_path / "afterlog.toml").write_bytes(text)
+        refused(command("status"), *parts)
+
+    @pytest.mark.parametrize(
+        ("url", "part"),
+        [
+            ("smpt://ann:hunter2@h", "scheme of the mail URL"),
+            ("smtp://ann:hunter2@h:99999", "port of the smtp mail URL"),
+            ("smtp://h?cafile=none.pem", "none.pem"),
+        ],
+    )
+    def test_a_bad_mail_url_is_told_before_anything_is_sent_and_without_its_password(
+        self, command: Command, url: str, part: str
+    ) -> None:
+        done = command("deliver", "--no-prefect", mail_url=url)
+        assert (done.code, part in done.err) == (2, True), done.err
+        assert "hunter2" not in done.err
+        assert "Traceback" not in done.err
+
+    def test_the_environment_is_stronger_than_the_file(self, command: Command, home: Path, tmp_path: Path) -> None:
+        (tmp_path / "afterlog.toml").write_text('timeout = "45m"\npartitions = 3\n[anomalies]\nsamples = 7\n')
+        command("process", "--no-prefect", "--as-of", "log-end", timeout="50m")
+        versions = [json.loads(line)["object"] for line in log_bytes(home, "clock").splitlines()]
+        settings = {v["processor"]: v["settings"] for v in versions if v["type"] == "VERSION"}
+        assert settings["abandonment"]["timeout"] == 3_000_000
+        assert settings["anomalies"]["samples"] == 7
+
+    def test_the_first_command_makes_home_for_its_owner_only(self, command: Command, home: Path) -> None:
+        assert command("status").code == 0
+        assert (home / "afterlog.db").is_file()
+        assert {path.stat().st_mode & 0o077 for path in (home, home / "logs", home / "locks")} == {0}
+
+
+class TestAppendAndRead:
+    def test_bytes_come_back_as_they_went_in(self, command: Command, tmp_path: Path) -> None:
+        whole = tax(1) + b"\r\n" + b"\xff\x00 no event\n" + b"\n" + tax(2)
+        (tmp_path / "lines").write_bytes(whole)
+        assert command("append", "events", "lines") == (0, b"", "4 lines appended to events\n")
+        assert command("read", "events") == (0, whole + b"\n", "")
+
+    def test_an_empty_file_is_appended_without_a_word_of_complaint(self, command: Command, tmp_path: Path) -> None:
+        (tmp_path / "lines").write_bytes(b"")
+        assert command("append", "events", "lines") == (0, b"", "0 lines appended to events\n")
+
+    @pytest.mark.parametrize("log", ["events", "baskets", "deliveries", "refused", "clock", "never-heard-of"])
+    def test_a_log_that_was_never_written_reads_as_empty(self, command: Command, log: str) -> None:
+        assert command("read", log) == (0, b"", "")
+        assert command("read", log, "--from", "2023-11-14T22:13:20Z", "--partition", "3") == (0, b"", "")
+
+    def test_a_part_of_a_log_is_read_by_offsets(self, command: Command, tmp_path: Path) -> None:
+        (tmp_path / "lines").write_bytes(b"one\ntwo\nthree\n")
+        command("append", "events", "lines")
+        assert command("read", "events", "--from", "4").out == b"two\nthree\n"
+        assert command("read", "events", "--from", "4", "--to", "8").out == b"two\n"
+        assert command("read", "events", "--to", "0").out == b""
+        assert command("read", "events", "--from", "14").out == b""
+        refused(
+            command("read", "events", "--from", "5"), "events:0:5: not the start of a line. The line there starts at 4"
+        )
+
+    @pytest.mark.parametrize("to", ["1", "5", "13"])
+    def test_no_half_line_is_ever_written(self, command: Command, tmp_path: Path, to: str) -> None:
+        (tmp_path / "lines").write_bytes(b"one\ntwo\nthree\n")
+        command("append", "events", "lines")
+        done = command("read", "events", "--to", to)
+        assert done.out == b"" or done.out.endswith(b"\n")
+
+    def test_from_a_time_is_from_where_the_greatest_clock_reaches_it(self, command: Command, tmp_path: Path) -> None:
+        lines = [tax(0, T0), b"bad", tax(1, T0 + 5_000), tax(2, T0 + 1_000), tax(3, T0 + 5_000), tax(4, T0 + 9_000)]
+        (tmp_path / "lines").write_bytes(b"\n".join([*lines, b""]))
+        command("append", "events", "lines")
+
+        def since(time: str, *more: str) -> list[bytes]:
+            return command("read", "events", "--from", time, *more).out.splitlines()
+
+        assert since("2023-11-14T22:13:20Z") == lines
+        assert since("2023-11-14T22:13:20.001Z") == lines[2:]
+        assert since("2023-11-15T00:13:22+02:00") == lines[2:]
+        assert since("2023-11-14T22:13:25.001Z") == lines[5:]
+        assert since("2023-11-14T22:14:00Z") == []
+        assert since("2023-11-14T22:13:21Z", "--to", "2023-11-14T22:13:29Z") == lines[2:5]
+
+    def test_partitions_are_read_one_after_another_or_one_alone(
+        self, command: Command, tmp_path: Path, home: Path
+    ) -> None:
+        (tmp_path / "lines").write_bytes(b"\n".join([*(tax(n) for n in range(20)), b""]))
+        command("append", "events", "lines", partitions="3")
+        parts = [log_bytes(home, "events", part) for part in range(3)]
+        assert all(parts)
+        assert command("read", "events").out == b"".join(parts)
+        assert command("read", "events", "--partition", "1").out == parts[1]
+
+
+class TestWork:
+    def test_process_and_deliver_tell_their_counts_as_plain_lines_in_a_pipe(
+        self, command: Command, tmp_path: Path
+    ) -> None:
+        (tmp_path / "lines").write_bytes(tax(1) + b"\nbad\n")
+        command("append", "events", "lines")
+        done = command("process", "--no-prefect", "--as-of", "log-end")
+        size = len(tax(1)) + 5
+        assert (done.code, done.err) == (0, "")
+        assert done.out.decode().splitlines() == [
+            "processor\tread\tprocessed\tquarantined\tignored\tderived\tbytes",
+            f"quarantine\t2\t1\t1\t0\t1\t{size}",
+            f"derive\t2\t1\t1\t0\t1\t{size}",
+            f"abandonment\t2\t0\t1\t1\t0\t{size}",
+            f"anomalies\t2\t0\t1\t1\t0\t{size}",
+            f"normalise\t2\t0\t1\t1\t0\t{size}",
+        ]
+        done = command("deliver", "--no-prefect")
+        assert (done.code, done.err) == (0, "1 x too old: past its not_after\n")
+        assert sorted(done.out.decode().splitlines()) == [
+            "SUPPRESSED\t1",
+            "processor\tread\tprocessed\tquarantined\tignored\tderived\tbytes",
+            "remind\t0\t0\t0\t0\t0\t0",
+            "state\tmails",
+        ]
+
+    def test_process_on_an_empty_home_is_done_at_once(self, command: Command) -> None:
+        assert command("process", "--no-prefect").code == 0
+        assert command("process", "--no-prefect", "--as-of", "log-end").code == 0
+        assert command("deliver", "--no-prefect").code == 0
+
+    @pytest.mark.parametrize("as_of", ["1700003600000", "2023-11-14T23:13:20Z", "2023-11-15T00:13:20+01:00"])
+    def test_a_time_to_judge_by_is_given_in_milliseconds_or_in_words(
+        self, command: Command, home: Path, as_of: str
+    ) -> None:
+        assert command("process", "--no-prefect", "--as-of", as_of).code == 0
+        ticks = [json.loads(line)["object"] for line in log_bytes(home, "clock").splitlines()]
+        assert [tick["as_of"] for tick in ticks if tick["type"] == "TICK"] == [T0 + 3_600_000]
+
+    def test_follow_for_goes_on_as_the_log_grows(self, command: Command, home: Path, make_store: Any) -> None:
+        store: Store = make_store()
+        timer = threading.Timer(0.5, lambda: append_lines(store, "events", [tax(1)]))
+        timer.start()
+        done = command("process", "--follow-for", "1.5")
+        timer.join()
+        assert (done.code, done.err) == (0, "")
+        assert log_bytes(home, "reactions").count(b"\n") == 1
+
+    def test_status_counts_add_up_and_show_what_lags(self, command: Command, tmp_path: Path) -> None:
+        (tmp_path / "lines").write_bytes(tax(1) + b"\nbad\n" + tax(2) + b"\n")
+        command("append", "events", "lines")
+        command("process", "--no-prefect", "--as-of", "log-end")
+        (tmp_path / "more").write_bytes(tax(3) + b"\n")
+        command("append", "events", "more")
+        done = command("status", "--json")
+        assert (done.code, done.err) == (0, "")
+        found = json.loads(done.out)
+        assert [p["processor"] for p in found["processors"]] == [
+            "quarantine", "derive", "abandonment", "anomalies", "normalise", "remind",
+        ]  # fmt: skip
+        for row in found["processors"][:5]:
+            assert row["read"] == row["processed"] + row["quarantined"] + row["ignored"] == 3
+            assert row["lag_bytes"] == row["end"] - row["offset"] == len(tax(3)) + 1
+            assert row["lag_ms"] > 0
+        plain = command("status").out.decode().splitlines()
+        assert plain[0].split("\t")[:4] == ["processor", "log", "offset", "lag bytes"]
+        assert plain[1].split("\t")[:4] == ["quarantine", "events/0", str(len(tax(1)) * 2 + 6), str(len(tax(3)) + 1)]
+
+    def test_status_shows_the_mails_by_state(self, command: Command, tmp_path: Path) -> None:
+        with refusing_port() as port:
+            (tmp_path / "book.csv").write_text("type,id,email\nCLIENT,1,ann@example.com\n")
+            (tmp_path / "lines").write_bytes(b"\n".join([tax(1, int(time.time() * 1000)), tax(2), b""]))
+            command("contacts", "import", "book.csv")
+            command("append", "events", "lines")
+            command("process", "--no-prefect")
+            done = command("deliver", "--no-prefect", mail_url=f"smtp://127.0.0.1:{port}")
+        assert "1 x will be tried again: 127.0.0.1" in done.err
+        assert json.loads(command("status", "--json").out)["mails"] == {"SUPPRESSED": 1, "WAITING": 1}
+
+    def test_contacts_are_imported_listed_and_forgotten(self, command: Command, tmp_path: Path) -> None:
+        (tmp_path / "book.csv").write_text(
+            "type,id,email,unsubscribed\nCUSTOMER,2,bob@example.com,yes\nCLIENT,1,ann@example.com,\n"
+        )
+        assert command("contacts", "import", "book.csv") == (0, b"", "2 contacts imported\n")
+        assert command("contacts", "list").out == (
+            b"type\tid\temail\tunsubscribed\nCLIENT\t1\tann@example.com\tfalse\nCUSTOMER\t2\tbob@example.com\ttrue\n"
+        )
+        assert command("contacts", "forget", "CLIENT", "1") == (0, b"", "CLIENT 1 is forgotten\n")
+        assert command("contacts", "forget", "CLIENT", "1") == (1, b"", "afterlog: no contact CLIENT 1\n")
+        (tmp_path / "bad.csv").write_text("type,id,email\nCLIENT,5,x@example.com\nCLIENT,,y@example.com\n")
+        refused(command("contacts", "import", "bad.csv"), "line 3: an entry without type, id or email")
+        assert command("contacts", "list").out.count(b"\n") == 2
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    env = {key: value for key, value in os.environ.items() if not key.startswith("AFTERLOG_")}
+    return {**env, "AFTERLOG_HOME": str(home), **more}
+
+
+@contextlib.contextmanager
+def started(home: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A command that goes on by itself, ended at the latest when the test is."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "deployments.cli", *arguments], env=environment(home), cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+class TestRealProcesses:
+    def test_the_way_from_a_line_to_a_mail(self, home: Path, tmp_path: Path) -> None:
+        (tmp_path / "book.csv").write_text("type,id,email\nCLIENT,901,ann@example.com\n")
+        line = tax(901, int(time.time() * 1000))
+        steps: list[tuple[list[str], bytes | None]] = [
+            (["append", "events"], line + b"\n"),
+            (["process", "--no-prefect"], None),
+            (["contacts", "import", str(tmp_path / "book.csv")], None),
+            (["deliver", "--no-prefect"], None),
+        ]
+        for arguments, stdin in steps:
+            done = afterlog(home, *arguments, stdin=stdin)
+            assert done.returncode == 0, done.stderr
+        assert log_bytes(home, "events") == line + b"\n"
+        [delivered] = afterlog(home, "read", "deliveries").stdout.splitlines()
+        assert json.loads(delivered)["verb"] == "SENT"
+        [file] = (home / "outbox").glob("*.eml")
+        assert b"To: ann@example.com\r\n" in file.read_bytes()
+
+    def test_follow_writes_lines_as_they_come_until_it_is_told_to_stop(self, home: Path, make_store: Any) -> None:
+        store: Store = make_store()
+        append_lines(store, "events", [tax(1), b"torn"])
+        with (
+            started(home, "read", "events", "--follow") as raw,
+            started(home, "read", "reactions", "--follow") as derived,
+        ):
+            assert raw.stdout is not None
+            assert derived.stdout is not None
+            assert [raw.stdout.readline() for _ in range(2)] == [tax(1) + b"\n", b"torn\n"]
+            append_lines(store, "events", [tax(2)])
+            assert raw.stdout.readline() == tax(2) + b"\n"
+            assert afterlog(home, "process", "--no-prefect", "--as-of", "log-end").returncode == 0
+            lines = [derived.stdout.readline() for _ in range(2)]
+            for process in (raw, derived):
+                process.terminate()
+                begun = time.monotonic()
+                rest = process.communicate(timeout=10)
+                assert time.monotonic() - begun < 1
+                assert rest == (b"", b"")
+                assert process.returncode in (0, 130)
+        assert b"".join(lines) == log_bytes(home, "reactions")
+
+    @pytest.mark.parametrize("arguments", [["read", "events"], ["status"], ["contacts", "list"]])
+    def test_a_reader_that_has_gone_is_no_news(self, make_store: Any, home: Path, arguments: list[str]) -> None:
+        store: Store = make_store()
+        append_lines(store, "events", [tax(n) for n in range(3_000)])
+        with started(home, *arguments) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.close()
+            told = process.stderr.read()
+            assert (process.wait(30), told) == (0, b"")
+
+    def test_what_needs_no_prefect_never_imports_it(self, home: Path) -> None:
+        code = (
+            "import contextlib, sys\n"
+            "from deployments.cli import main\n"
+            "for command in sys.argv[1:]:\n"
+            "    with contextlib.suppress(SystemExit):\n"
+            "        main(command.split())\n"
+            "    assert not [name for name in sys.modules if name.split('.')[0] == 'prefect'], command\n"
+        )
+        commands = [
+            f"append events {os.devnull}",
+            "read events",
+            "status --json",
+            "contacts list",
+            "process --no-prefect",
+            "deliver --no-prefect",
+        ]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *commands], env=environment(home), cwd=ROOT, capture_output=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, b"0 lines appended to events\n")
+
+    def test_status_starts_quickly(self, home: Path) -> None:
+        """In CPU seconds, since other tests may run beside this one."""
+        afterlog(home, "status")
+        took = []
+        for _ in range(2):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            assert afterlog(home, "status").returncode == 0
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        assert min(took) < 1.5, took
+
+    def test_a_command_that_is_interrupted_says_nothing_and_leaves_all_in_order(
+        self, home: Path, make_store: Any
+    ) -> None:
+        store: Store = make_store()
+        append_lines(store, "events", [tax(1)])
+        with started(home, "process", "--follow-for", "60") as process:
+            until = time.monotonic() + 20
+            while not log_bytes(home, "reactions") and time.monotonic() < until:
+                time.sleep(0.05)
+            begun = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=20)
+            assert time.monotonic() - begun < 1.5
+        assert (process.returncode, told) == (130, b"")
+        assert afterlog(home, "process", "--no-prefect", "--as-of", "log-end").returncode == 0
+        assert log_bytes(home, "reactions").count(b"\n") == 1
