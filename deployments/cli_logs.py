@@ -126,11 +126,13 @@ class _Reading:
         end = self._end(partition)
         stop = end if stop is None else min(stop, end)
         reader = self._store.reader(self._log, partition, self._generation)
-        if 0 < start <= end and reader.line_start(start) != start:
-            raise UsageError(
-                "not the start of a line", where=f"{self._log}:{partition}:{start}",
-                do=f"The line there starts at {reader.line_start(start)}",
-            )  # fmt: skip
+        for place in (start, stop):
+            if 0 < place <= end and reader.line_start(place) != place:
+                raise UsageError(
+                    "not the start of a line",
+                    where=f"{self._log}:{partition}:{place}",
+                    do=f"The line there starts at {reader.line_start(place)}",
+                )
         while start < stop:
             for piece in reader.raw(start, stop):
                 sys.stdout.buffer.write(piece)
@@ -149,7 +151,12 @@ def _append(store: Store, log: str, lines: list[bytes], before: int) -> list[int
     try:
         return append_lines(store, log, lines).refused
     except AppendError as error:
-        say(f"{before + len(error.offsets)} lines are in; go on from line {before + error.remaining + 1}")
+        first = error.missing[0]
+        if error.missing == list(range(first, len(lines))):
+            say(f"{before + first} lines are in; go on from line {before + first + 1}")
+        else:
+            numbers = ", ".join(str(before + index + 1) for index in error.missing)
+            say(f"of the lines up to {before + len(lines)}, these are not in: {numbers}")
         raise
 
 

@@ -23,6 +23,11 @@ class _Tail:
         self.base, self.path = base, path
         self.handle = os.open(path, os.O_RDWR | os.O_APPEND)
 
+    def is_in_place(self) -> bool:
+        """Whether the file that is open still has its name; a backup may have taken its place."""
+        ours, there = os.fstat(self.handle), self.path.stat()
+        return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
+
     def __del__(self) -> None:
         os.close(self.handle)
 
@@ -33,29 +38,30 @@ class PartitionWriter:
     Whoever appends holds the partition's lock file, also by hand: `flock .lock sh -c 'cat >> newest'`.
     """
 
-    def __init__(self, directory: Path, name: str, *, limit: int, daily: bool) -> None:
-        self.directory, self.name, self.limit, self.daily = directory, name, limit, daily
+    def __init__(self, directory: Path, name: str, *, limit: int, daily: bool, closing: bytes = b"\n") -> None:
+        self.directory, self.name, self.limit, self.daily, self._closing = directory, name, limit, daily, closing
         self._write_lock, self._sync_lock = threading.Lock(), threading.Lock()
         self._tail: _Tail | None = None
         self._newest: tuple[_Tail, int] | None = None  # where this process wrote last, and up to which offset
         self._synced = 0
         make_directory(directory)
 
-    def append(self, lines: Sequence[bytes] | Callable[[int], Sequence[bytes]]) -> list[int]:
+    def append(self, lines: Sequence[bytes] | Callable[[int], Sequence[bytes]], count: int = 0) -> list[int]:
         """Append lines (without their newlines) and give their offsets, once an fsync covers them.
 
-        `lines` may be a function of the stamp, which is taken under the lock and never less than the one before.
+        `lines` may be a function of the stamp, which is taken under the lock and never less than the one before; `count` says
+        how many lines it gives.
 
         Raises:
             AppendError: the write failed half way; it names the offsets that are in.
         """
         with self._write_lock, locked(self.directory / LOCK) as lock:
-            if callable(lines):
-                lines = lines(_stamp(lock))
+            given = lines
             try:
+                lines = given(_stamp(lock)) if callable(given) else given
                 tail, start = self._prepare()
             except OSError as error:
-                raise self._failed(error, []) from error
+                raise self._failed(error, [], count if callable(given) else len(given)) from error
             offsets, end = _offsets(lines, start)
             failure = self._write(tail, lines, start, offsets)
             self._newest = (tail, end if failure is None else start)
@@ -74,7 +80,7 @@ class PartitionWriter:
         state = os.fstat(tail.handle)
         size = state.st_size
         if size and os.pread(tail.handle, 1, size - 1) != b"\n":
-            size += self._write_all(tail, b"\n")  # a torn line is closed, never cut
+            size += self._write_all(tail, self._closing)  # a torn line is closed, never cut
         if is_full(size, state.st_mtime, now(), self.limit, self.daily):
             os.fsync(tail.handle)
             newest = create_segment(self.directory, tail.base + size)
@@ -83,7 +89,7 @@ class PartitionWriter:
         return tail, tail.base + size
 
     def _use(self, base: int, path: Path) -> _Tail:
-        if self._tail is None or self._tail.path != path:
+        if self._tail is None or self._tail.path != path or not self._tail.is_in_place():
             self._tail = _Tail(base, path)
             fsync_directory(self.directory)  # whoever made it may have died before its name was durable
         return self._tail
@@ -103,15 +109,16 @@ class PartitionWriter:
             end = tail.base + os.fstat(tail.handle).st_size
             # A line that lacks nothing but its newline is in: the next append closes it.
             whole = [at for at, line in zip(offsets, lines, strict=True) if start < end >= at + len(line)]
-            failure = self._failed(error, whole)
+            failure = self._failed(error, whole, len(lines))
             failure.__cause__ = error
             return failure
         return None
 
-    def _failed(self, error: OSError, offsets: list[int]) -> AppendError:
+    def _failed(self, error: OSError, offsets: list[int], count: int) -> AppendError:
         return AppendError(
-            f"cannot write: {error.strerror}", where=str(self.directory), offsets=offsets, remaining=len(offsets)
-        )
+            f"cannot write: {error.strerror}", where=str(self.directory), offsets=offsets,
+            missing=list(range(len(offsets), count)),
+        )  # fmt: skip
 
     def _sync(self, end: int) -> None:
         """Return once an fsync covers everything before `end`; whoever waits for the lock may find it done."""

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
+import sqlalchemy as sa
 
 from storage.errors import LostDataError
 from storage.locks import locked
 from storage.reader import PartitionReader
 from storage.store import Store
+from storage.tables import Checkpoint
 from storage.times import now
 
 CLOCK = "clock"
@@ -63,10 +65,7 @@ class Clock:
             end = self._end(log, partition)
             clock_end = self._reader.end()
         if tick_offset > clock_end:
-            raise LostDataError(
-                "the clock is shorter than what was read from it", where=f"{CLOCK}/0", found=clock_end,
-                expected=f"at least {tick_offset}", do="Restore the newer copy of the log `clock`",
-            )  # fmt: skip
+            raise _lost_clock(clock_end, tick_offset)
         return Snapshot({partition: end}, self._ticks(tick_offset, clock_end), clock_end)
 
     def tick(self, as_of: int) -> Tick | None:
@@ -75,6 +74,7 @@ class Clock:
         It counts as the greatest so far. None where nothing has changed since the last tick.
         """
         with locked(self._lock):
+            self._check_nothing_lost()
             last = self.last_tick()
             ends = {f"{log}/{part}": self._end(log, part) for log in self.logs for part in self.store.partitions(log)}
             if last is not None and as_of <= last.as_of:
@@ -103,6 +103,20 @@ class Clock:
             stop = start
         return None
 
+    def _check_nothing_lost(self) -> None:
+        """A tick on a log that has lost its end would be wrong for ever, also once the log is restored."""
+        table: sa.Table = Checkpoint.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
+        furthest = sa.select(
+            table.c.log, table.c.partition, sa.func.max(table.c.offset), sa.func.max(table.c.tick_offset)
+        ).group_by(table.c.log, table.c.partition)
+        with self.store.database.read() as connection:
+            rows = connection.execute(furthest).all()
+        for log, partition, offset, tick_offset in rows:
+            if tick_offset > (clock_end := self._reader.end()):
+                raise _lost_clock(clock_end, tick_offset)
+            if log in self.logs and (end := self._end(log, partition)) < offset:
+                raise lost_log(f"{log}/{partition}", end, offset)
+
     def _end(self, log: str, partition: int) -> int:
         reader = self._readers.get((log, partition))
         if reader is None:
@@ -115,9 +129,9 @@ class Clock:
             start = block.start
             for line in block.lines:
                 start += len(line) + 1
-                event = orjson.loads(line)
-                if event["verb"] == "TICK":
-                    ticks.append(Tick(event["object"]["as_of"], event["object"]["ends"], start))
+                tick = _parse_tick(line)
+                if tick is not None:
+                    ticks.append(Tick(tick["as_of"], tick["ends"], start))
         return ticks
 
 
@@ -130,4 +144,34 @@ def _line(verb: str, obj: dict[str, Any], at: int) -> bytes:
             "context": {"at": at},
             "event": {"inserted_at": now()},
         }
+    )
+
+
+def _parse_tick(line: bytes) -> dict[str, Any] | None:
+    """What a line of the clock says of a tick; None for any other line, and for one that a crash tore."""
+    try:
+        event = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    return event["object"] if event["verb"] == "TICK" else None
+
+
+def lost_log(where: str, found: int, expected: int) -> LostDataError:
+    """A log that is shorter than a checkpoint says: a lost disk, or an older copy of one of the two."""
+    return LostDataError(
+        "the log is shorter than what was read from it",
+        where=where,
+        found=f"{found} bytes",
+        expected=f"at least {expected}",
+        do="Restore the newer copy of the log, or restore Afterlog's database to the same moment as this one",
+    )
+
+
+def _lost_clock(found: int, expected: int) -> LostDataError:
+    return LostDataError(
+        "the clock is shorter than what was read from it",
+        where=f"{CLOCK}/0",
+        found=found,
+        expected=f"at least {expected}",
+        do="Restore the newer copy of the log `clock`",
     )

@@ -99,8 +99,9 @@ def commit(
     reached("source-synced")
     data = b"".join(pending.lines)
     cut = 0
-    if target is not None and data:
-        cut = target.writer.extend(target.end, data, may_differ=position.changed_at == position.commit)
+    may_differ = position.changed_at == position.commit
+    if target is not None and (data or may_differ):
+        cut = target.writer.extend(target.end, data, may_differ=may_differ)
     with database.write() as connection:
         _swap(connection, position, 1)
         if pending.states is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from storage.errors import AfterlogError, UsageError
 from storage.locks import locked
@@ -49,13 +49,14 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """A transaction: all of it or nothing."""
-        with self.engine.begin() as connection:
+        with _in_a_sentence(self.engine), self.engine.begin() as connection:
             yield connection
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """A connection for looking only; every statement sees what is committed by then."""
-        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        looking = {"isolation_level": "AUTOCOMMIT"}
+        with _in_a_sentence(self.engine), self.engine.connect().execution_options(**looking) as connection:
             yield connection
 
     def dispose(self) -> None:
@@ -80,7 +81,7 @@ class Database:
 
             config = Config()
             config.set_main_option("script_location", "storage:migrations")
-            with engine.begin() as connection:
+            with _in_a_sentence(engine), engine.begin() as connection:
                 config.attributes["connection"] = connection
                 try:
                     command.upgrade(config, "head")
@@ -93,16 +94,22 @@ class Database:
 
 
 def _revision(engine: sa.Engine) -> str | None:
+    with _in_a_sentence(engine), engine.connect() as connection:
+        if not sa.inspect(connection).has_table("alembic_version"):
+            return None
+        return str(connection.scalar(sa.text("SELECT version_num FROM alembic_version")))
+
+
+@contextmanager
+def _in_a_sentence(engine: sa.Engine) -> Iterator[None]:
+    """Tell what the database refused without a page of SQL around it."""
     try:
-        with engine.connect() as connection:
-            if not sa.inspect(connection).has_table("alembic_version"):
-                return None
-            return str(connection.scalar(sa.text("SELECT version_num FROM alembic_version")))
-    except OperationalError as error:
+        yield
+    except DBAPIError as error:
         raise AfterlogError(
-            f"cannot open the database: {error.orig}",
+            f"the database refused: {error.orig}",
             where=engine.url.render_as_string(hide_password=True),
-            do="Check AFTERLOG_HOME and AFTERLOG_DATABASE_URL",
+            do="Nothing was changed; check its disk, its rights and AFTERLOG_DATABASE_URL",
         ) from error
 
 
@@ -117,5 +124,5 @@ def _configure_sqlite(connection: Any, _record: object) -> None:
 
 def _begin_immediate(connection: sa.Connection) -> None:
     # Two transactions that both read before they write would otherwise fail at once, whatever the timeout.
-    if connection.get_isolation_level() != "AUTOCOMMIT":
+    if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
         connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -41,14 +41,16 @@ class DerivedWriter:
         with locked(self.directory / LOCK):
             there = file_end(self.directory)
             self._check_end(end, there)
-            same = self._common(end, data, there)
+            same, left = self._common(end, data, there), there - end
             cut = 0
-            if same < min(len(data), there - end):
+            if same < min(len(data), left):
                 if not may_differ:
                     raise self._difference(end + same, data[same:])
-                cut = there - end
+                cut, same = left, 0
                 self._cut(end)
-                same = 0
+            elif may_differ and left > len(data):
+                cut = left - len(data)  # the version before went further; what comes next may be other than that
+                self._cut(end + len(data))
             try:
                 self._write(end + same, data[same:])
             except OSError as error:

@@ -10,7 +10,7 @@ import msgspec
 import orjson
 from msgspec import UNSET, UnsetType
 
-from storage.errors import UsageError
+from storage.errors import AppendError, UsageError
 from storage.event import Rejected
 from storage.judge import judge
 from storage.partition import partition_of
@@ -66,13 +66,23 @@ def append_lines(store: Store, log: str, lines: Sequence[bytes]) -> Appended:
             raise UsageError(f"line {index + 1} has a newline inside", do="Pass one event a line")
         if index not in refused:
             groups.setdefault(_partition(line, store.settings.partitions), []).append(index)
-    if refused:
-        store.writer(REFUSED, 0).append([lines[i] for i in result.refused])
-    for partition, indexes in groups.items():
-        offsets = store.writer(log, partition).append([lines[i] for i in indexes])
-        for index, offset in zip(indexes, offsets, strict=True):
-            result.positions[index] = (partition, offset)
+    destinations = [(REFUSED, 0, result.refused)] if refused else []
+    destinations += [(log, partition, indexes) for partition, indexes in groups.items()]
+    for number, (name, partition, indexes) in enumerate(destinations):
+        try:
+            offsets = store.writer(name, partition).append([lines[i] for i in indexes])
+        except AppendError as error:
+            raise _of_all(error, indexes, destinations[number + 1 :]) from error
+        if name == log:
+            for index, offset in zip(indexes, offsets, strict=True):
+                result.positions[index] = (partition, offset)
     return result
+
+
+def _of_all(error: AppendError, indexes: list[int], rest: list[tuple[str, int, list[int]]]) -> AppendError:
+    """The error of one partition's append, told in the indexes of everything that was to be appended."""
+    missing = sorted([indexes[i] for i in error.missing] + [i for _, _, more in rest for i in more])
+    return AppendError(error.what, where=error.where, offsets=error.offsets, missing=missing)
 
 
 def append_events(
@@ -90,11 +100,16 @@ def append_events(
         _check(line, index, store.settings.max_line)
         groups.setdefault(_partition(line, store.settings.partitions), []).append(index)
     positions: list[tuple[int, int]] = [(0, 0)] * len(events)
-    for partition, indexes in groups.items():
+    destinations = [(log, partition, indexes) for partition, indexes in groups.items()]
+    for number, (_, partition, indexes) in enumerate(destinations):
         chosen = [(i, events[i]) for i in indexes]
-        offsets = store.writer(log, partition).append(
-            lambda stamp, chosen=chosen: [_dump(event, stamp, inserted_by, i) for i, event in chosen]  # type: ignore[misc]
-        )
+        try:
+            offsets = store.writer(log, partition).append(
+                lambda stamp, chosen=chosen: [_dump(event, stamp, inserted_by, i) for i, event in chosen],  # type: ignore[misc]
+                len(chosen),
+            )
+        except AppendError as error:
+            raise _of_all(error, indexes, destinations[number + 1 :]) from error
         for index, offset in zip(indexes, offsets, strict=True):
             positions[index] = (partition, offset)
     return positions

@@ -46,14 +46,14 @@ class ConflictError(AfterlogError):
 
 
 class AppendError(AfterlogError):
-    """A write failed half way: `offsets` of the lines that are in, `remaining` index of the first that is not.
+    """A write failed half way: `offsets` of the lines that are in, and the indexes of those that are `missing`.
 
-    A retry passes only `lines[remaining:]`.
+    A retry passes only the missing ones.
     """
 
-    def __init__(self, what: str, *, where: str, offsets: list[int], remaining: int) -> None:
+    def __init__(self, what: str, *, where: str, offsets: list[int], missing: list[int]) -> None:
         super().__init__(what, where=where, do=f"{len(offsets)} lines are in; append the rest again, nothing else")
-        self.offsets, self.remaining = offsets, remaining
+        self.offsets, self.missing = offsets, missing
 
 
 class Stopped(AfterlogError):

@@ -123,7 +123,8 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        toml = TomlConfigSettingsSource(settings_cls, Path(os.environ.get(CONFIG, "afterlog.toml")))
+        """Arguments first, then the environment, then the file."""
+        toml = TomlConfigSettingsSource(settings_cls, _config())
         return init_settings, env_settings, toml
 
     @property
@@ -141,6 +142,8 @@ def load_settings(**overrides: object) -> Settings:
         UsageError: a setting is unknown or does not fit; the sentence names it, what was found and what fits.
     """
     _check_names()
+    if CONFIG in os.environ and not _config().is_file():
+        raise UsageError(f"{CONFIG} names no file", found=str(_config()), do="Correct it, or leave it out")
     try:
         return Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks them
     except ValidationError as error:
@@ -153,8 +156,12 @@ def load_settings(**overrides: object) -> Settings:
         ) from error
     except SettingsError as error:
         raise UsageError(f"settings: {error}", do="Correct it and start again") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"no TOML: {error}", where="afterlog.toml", do="Correct it and start again") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"no TOML: {error}", where=str(_config()), do="Correct it and start again") from error
+
+
+def _config() -> Path:
+    return Path(os.environ.get(CONFIG, "afterlog.toml"))
 
 
 def _check_names() -> None:

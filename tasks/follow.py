@@ -8,10 +8,10 @@ from typing import Any
 
 import orjson
 
-from storage.clock import Clock, Snapshot, Tick
+from storage.clock import Clock, Snapshot, Tick, lost_log
 from storage.commit import Pending, Position, Target, commit, load_position, save_version
 from storage.derived import DerivedWriter
-from storage.errors import AfterlogError, CorruptLogError, LostDataError, Stopped
+from storage.errors import AfterlogError, CorruptLogError, Stopped
 from storage.event import Batch
 from storage.state import StateStore
 from storage.times import now
@@ -66,13 +66,7 @@ class PartitionFollower:
         """
         end = snapshot.ends[self.partition]
         if end < self.position.offset:
-            raise LostDataError(
-                "the log is shorter than what was read from it",
-                where=f"processor {self.processor.name}, {self.reader.name}",
-                found=f"{end} bytes",
-                expected=f"at least {self.position.offset}",
-                do="Restore the newer copy of the log, or restore Afterlog's database to the same moment as this one",
-            )
+            raise lost_log(f"processor {self.processor.name}, {self.reader.name}", end, self.position.offset)
         with COLLECTOR.paused():
             for tick in snapshot.ticks:
                 at = tick.ends.get(self.reader.name)

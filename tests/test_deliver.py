@@ -193,6 +193,30 @@ class TestSent:
         assert [r.envelope.rcpt_tos for r in server.inbox] == [[entry.email] for entry in entries]
         assert server.sessions == 1
 
+    @pytest.mark.parametrize(
+        "odd",
+        ["[" * 498 + "]" * 498, "1" * 5_000, "1e400", "1e99999999999999999999"],
+        ids=["deep", "long", "vast", "beyond"],
+    )
+    def test_a_mail_goes_out_and_holds_nobody_back_whatever_else_its_cause_carries(
+        self, make_store: MakeStore, odd: str
+    ) -> None:
+        line = '{"subject": {"id": "UK"}, "verb": "SUBMIT_TAX", "object": {"id": 1, "x": %s}, "context": {"at": %d}}'
+        with SmtpServer() as server:
+            store = make_store(mail_url=server.url)
+            save_contacts(store.database, [ANN])
+            append_lines(store, "events", [(line % (odd, now())).encode()])
+            submitted(store, 1)
+            assert deliver(store).states == {"SENT": 2}
+
+    def test_a_reminder_goes_out_whatever_else_an_item_carries(self, make_store: MakeStore) -> None:
+        with SmtpServer() as server:
+            store = make_store(mail_url=server.url)
+            left = did("ADDED_ITEM_TO_BASKET", 40, item={"id": 4, "x": "@"}).replace(b'"@"', b"[" * 497 + b"]" * 497)
+            append_lines(store, "events", [left])
+            left_behind(store)
+            assert deliver(store).states == {"SENT": 1}
+
 
 class TestSuppressed:
     @pytest.mark.parametrize(

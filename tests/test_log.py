@@ -543,14 +543,14 @@ def test_on_a_full_disk_the_error_names_what_is_in_and_a_retry_passes_only_the_r
     told = raised.value
     assert told.offsets == [100 * n for n in range(10, 10 + len(told.offsets))]
     assert 60 < len(told.offsets) < 190
-    assert told.remaining == len(told.offsets)
+    assert told.missing == list(range(len(told.offsets), 190))
     assert str(told) == (
-        f"{disk.path}/p: cannot write: No space left on device. {told.remaining} lines are in; append the rest again, nothing else"
+        f"{disk.path}/p: cannot write: No space left on device. {len(told.offsets)} lines are in; append the rest again, nothing else"
     )
     with pytest.raises(AppendError, match="0 lines are in"):
         one.append(lines[:1])
     disk.clear()
-    one.append(lines[10 + told.remaining :])
+    one.append(lines[10 + len(told.offsets) :])
     whole = [text for text in read_all(disk.path / "p") if len(text) == 99]
     assert whole == lines
 
@@ -588,7 +588,7 @@ def _retried(store: Store, lines: list[bytes], disk: Disk) -> None:
     with pytest.raises(AppendError) as raised:
         append_lines(store, "events", lines)
     disk.clear()
-    append_lines(store, "events", lines[raised.value.remaining :])
+    append_lines(store, "events", [lines[i] for i in raised.value.missing])
 
 
 def test_a_retry_after_a_full_disk_doubles_nothing_where_a_line_was_refused(make_store: MakeStore, disk: Disk) -> None:

@@ -61,7 +61,7 @@ BAD = [
     b'{"subject":{"id":1,"type":"CUSTOMER"},"verb":"ORDERED","context":{"at":1}}' + b" " * MAX_LINE,
 ]  # fmt: skip
 
-EXAMPLES = int(os.environ.get("AFTERLOG_TEST_EXAMPLES", "90"))
+EXAMPLES = int(os.environ.get("AFTERLOG_TEST_EXAMPLES", "75"))
 thorough = settings(
     max_examples=EXAMPLES, deadline=None, derandomize="AFTERLOG_TEST_EXAMPLES" not in os.environ, database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -163,24 +163,20 @@ class Shop:
     def __init__(self, home: Path, **settings: Any) -> None:
         home.mkdir()
         shutil.copy(_empty_database(), home / "afterlog.db")
-        self.home, self._settings = home, settings
-        self._followers: dict[str, PartitionFollower] = {}
-        self._start()
-
-    def _start(self) -> None:
-        self.store = Store(load_settings(home=self.home, max_line=MAX_LINE, **self._settings))
+        self.home = home
+        self.store = Store(load_settings(home=home, max_line=MAX_LINE, **settings))
         self.topology = build_topology(self.store.settings)
-        self.run = Run(self.store, self.topology, "test")
+        self._followers: dict[str, PartitionFollower] = {}
 
-    def restart(self) -> None:
-        """Forget all that is in memory."""
-        self.close()
-        self._start()
-
-    def close(self) -> None:
+    def start(self) -> Run:
+        """A new run, which knows nothing of those before."""
         for follower in self._followers.values():
             follower.close()
         self._followers.clear()
+        return Run(self.store, self.topology, "test")
+
+    def close(self) -> None:
+        self.start()
         self.store.database.dispose()
 
     def tick(self, as_of: int) -> None:
@@ -199,18 +195,17 @@ class Shop:
 
     def process(self, chosen: int = 255) -> None:
         """Bring processors to the end, side by side, as a run of its own does."""
-        self.restart()
+        whole = self.start()
         raw = [name for name in _chosen(chosen) if name != "remind"]
-        outcome = side_by_side(self.run, raw, lambda run, name: process_to_end(run, name, None))
+        outcome = side_by_side(whole, raw, lambda run, name: process_to_end(run, name, None))
         assert outcome.failures == {}
-        self.run.stop.clear()
+        whole.stop.clear()
         if "remind" in _chosen(chosen):
-            process_to_end(self.run, "remind", None)
+            process_to_end(whole, "remind", None)
 
     def crash(self, chosen: int) -> None:
         """The same, one after the other, ended by a crash where it comes so far."""
-        self.restart()
-        left = [chosen % 37]
+        whole, left = self.start(), [chosen % 37]
 
         def hook(_step: str) -> None:
             left[0] -= 1
@@ -221,10 +216,9 @@ class Shop:
         try:
             with contextlib.suppress(CrashError):
                 for name in PROCESSORS:
-                    process_to_end(self.run, name, None)
+                    process_to_end(whole, name, None)
         finally:
             steps.arm(None)
-        self.restart()
 
     def live(self, history: list[Step]) -> None:
         """Live through a history, and come to its end."""
