@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 
-from storage.event import Batch
+from storage.event import MAX_DEPTH, Batch
 from storage.judge import decode
 from storage.reader import PartitionReader
 
@@ -20,8 +20,8 @@ class BatchCache:
     moment for the others, which would have to decode again what it drops; for one that does not move it waits once.
     """
 
-    def __init__(self, size: int, max_line: int, kept: int = 4) -> None:
-        self._size, self._max_line, self._kept = size, max_line, kept
+    def __init__(self, size: int, max_line: int, max_depth: int = MAX_DEPTH, kept: int = 4) -> None:
+        self._size, self._max_line, self._max_depth, self._kept = size, max_line, max_depth, kept
         self._changed = threading.Condition()
         self._batches: OrderedDict[tuple[str, int, int, int], Batch] = OrderedDict()
         self._places: dict[tuple[str, int], dict[PartitionReader, int]] = {}
@@ -41,7 +41,7 @@ class BatchCache:
             block = reader.read(start, end, self._size, self._max_line)
             if block is None:
                 return None
-            batch = self._batches[key] = decode(block, log, partition, clock, self._max_line)
+            batch = self._batches[key] = decode(block, log, partition, clock, self._max_line, self._max_depth)
             while len(self._batches) > self._kept:
                 self._batches.popitem(last=False)
             return batch

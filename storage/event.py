@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Raw
 
 MAX_DEPTH = 500
+MAX_DERIVED_DEPTH = 750  # a derived line nests its cause, and that its own
 HEAD = 65_536  # how much of a bad line is kept, and how long a cause may be to be carried whole
 ITEM_VERBS = frozenset({"ADDED_ITEM_TO_BASKET", "CHANGED_ITEM_COUNT_IN_BASKET"})
 

@@ -79,7 +79,7 @@ def read_item(obj: Raw) -> Item:
     return Item(intern(str(item.id)), item.count, bytes(raw))
 
 
-def decode(block: Block, log: str, partition: int, clock: int, max_line: int) -> Batch:
+def decode(block: Block, log: str, partition: int, clock: int, max_line: int, max_depth: int = MAX_DEPTH) -> Batch:
     """Judge every line of `block`; `clock` is the greatest clock or tick before it."""
     events: list[Event] = []
     bad: list[Bad] = []
@@ -91,7 +91,7 @@ def decode(block: Block, log: str, partition: int, clock: int, max_line: int) ->
             if length > max_line or (block.oversized and index in block.oversized):
                 length = block.oversized.get(index, length)
                 raise Rejected(f"too long: {length} bytes, at most {max_line}")
-            event = judge(line, offset, clock, sound)
+            event = judge(line, offset, clock, sound, max_depth)
             clock = event.clock
             events.append(event)
         except Rejected as error:
@@ -100,16 +100,16 @@ def decode(block: Block, log: str, partition: int, clock: int, max_line: int) ->
     return Batch(log, partition, block.start, block.end, len(block.lines), events, bad, clock)
 
 
-def judge(line: bytes, offset: int, clock: int, sound: bool = False) -> Event:
+def judge(line: bytes, offset: int, clock: int, sound: bool = False, max_depth: int = MAX_DEPTH) -> Event:
     """The event of one line; `sound` says that its UTF-8 was checked already.
 
     Raises:
         Rejected: the line is bad; the text is its reason.
     """
-    if (len(line) > 2 * MAX_DEPTH and line.count(b"[") + line.count(b"{") > MAX_DEPTH) or not (
+    if (len(line) > 2 * max_depth and line.count(b"[") + line.count(b"{") > max_depth) or not (
         sound or _is_utf8([line])
     ):
-        return judge_slowly(line, offset, clock)
+        return judge_slowly(line, offset, clock, max_depth)
     try:
         wire = _decode_wire(line)
         verb: Any = wire.verb
@@ -117,7 +117,7 @@ def judge(line: bytes, offset: int, clock: int, sound: bool = False) -> Event:
             verb = verb.type
         item = read_item(wire.object) if verb in ITEM_VERBS else None
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        return judge_slowly(line, offset, clock)
+        return judge_slowly(line, offset, clock, max_depth)
     at: Any = wire.context
     if at is not None:
         at = at.at

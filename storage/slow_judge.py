@@ -24,13 +24,13 @@ _INTEGER = re.compile(rb"-?\d{1,4300}")  # what Python turns into an integer, an
 _LONGEST_SHOWN = 100
 
 
-def judge_slowly(line: bytes, offset: int, clock: int) -> Event:
+def judge_slowly(line: bytes, offset: int, clock: int, max_depth: int = MAX_DEPTH) -> Event:
     """What `storage.judge.judge` gives, from a look at each field by itself.
 
     Raises:
         Rejected: the line is bad; the text is its reason.
     """
-    document = parse(line)
+    document = parse(line, max_depth)
     subject = _inner(document.get("subject"))
     ident = _subject_id(subject)
     verb = _verb(document)
@@ -48,7 +48,7 @@ def judge_slowly(line: bytes, offset: int, clock: int) -> Event:
     return Event(offset, line, ident, str(ident), kind, verb, obj, happened, clock, item, event_id)
 
 
-def parse(line: bytes) -> Fields:
+def parse(line: bytes, max_depth: int = MAX_DEPTH) -> Fields:
     """The fields of a line that is a JSON object.
 
     Raises:
@@ -56,8 +56,8 @@ def parse(line: bytes) -> Fields:
     """
     if not line.strip():
         raise Rejected("no JSON: an empty line")
-    if depth(line) > MAX_DEPTH:
-        raise Rejected(f"no JSON: nested deeper than {MAX_DEPTH}")
+    if depth(line, max_depth) > max_depth:
+        raise Rejected(f"no JSON: nested deeper than {max_depth}")
     try:
         line.decode()
         _decode_raw(line)
@@ -70,9 +70,9 @@ def parse(line: bytes) -> Fields:
     return _decode_fields(line)
 
 
-def depth(line: bytes) -> int:
-    """How deep a line nests, counted without parsing: brackets outside of strings."""
-    if line.count(b"[") + line.count(b"{") <= MAX_DEPTH:
+def depth(line: bytes, enough: int) -> int:
+    """How deep a line nests, counted without parsing: brackets outside of strings; 0 where it cannot be over `enough`."""
+    if line.count(b"[") + line.count(b"{") <= enough:
         return 0
     deepest = level = 0
     for byte in _STRINGS.sub(b"", line):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from storage.batches import BatchCache
 from storage.clock import CLOCK
+from storage.event import MAX_DERIVED_DEPTH
 from storage.locks import RunLock
 from storage.segment import list_segments
 from storage.store import Store
@@ -96,7 +97,8 @@ class Run:
         """What a person should be told: settings that changed, tails that were cut."""
         settings = store.settings
         self.batches = BatchCache(settings.batch_bytes, settings.max_line)
-        self.derived_batches = BatchCache(settings.batch_bytes, 1 << 40)  # a derived line may be longer than its causes
+        # A derived line carries its cause, so it may be longer and nest deeper than a raw one.
+        self.derived_batches = BatchCache(settings.batch_bytes, 1 << 40, MAX_DERIVED_DEPTH)
         logs = [*topology.raw_logs(), *sorted(topology.derived_logs()), CLOCK, DELIVERIES]
         directories = [store.directory(log, part) for log in logs for part in store.partitions(log)]
         self._waiting = 0

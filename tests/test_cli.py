@@ -425,7 +425,7 @@ class TestRealProcesses:
                 assert process.returncode in (0, 130)
         assert b"".join(lines) == log_bytes(home, "reactions")
 
-    @pytest.mark.parametrize("arguments", [["read", "events"], ["status"], ["contacts", "list"]])
+    @pytest.mark.parametrize("arguments", [["read", "events"], ["status"]])
     def test_a_reader_that_has_gone_is_no_news(self, make_store: Any, home: Path, arguments: list[str]) -> None:
         store: Store = make_store()
         append_lines(store, "events", [tax(n) for n in range(3_000)])
@@ -460,14 +460,13 @@ class TestRealProcesses:
 
     def test_status_starts_quickly(self, home: Path) -> None:
         """In CPU seconds, since other tests may run beside this one."""
-        afterlog(home, "status")
         took = []
-        for _ in range(2):
+        for _ in range(3):  # the first one makes the database
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
             assert afterlog(home, "status").returncode == 0
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        assert min(took) < 1.5, took
+        assert min(took[1:]) < 1.5, took
 
     def test_a_command_that_is_interrupted_says_nothing_and_leaves_all_in_order(
         self, home: Path, make_store: Any

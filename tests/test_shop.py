@@ -57,7 +57,7 @@ def standing(home: Path) -> set[tuple[str, int]]:
 
 
 def parsed(log: bytes) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in log.splitlines()]
+    return [json.loads(line) for line in log.split(b"\n")[:-1]]
 
 
 def process(home: Path, *names: str, as_of: Any = None, **settings: object) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from decimal import Context, Decimal
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -13,7 +13,8 @@ from storage.times import parse_number
 
 REMOVED = "REMOVED_ITEM_FROM_BASKET"
 ORDERED = "ORDERED"
-_EXACT = Context(prec=400)  # prices and counts are added and multiplied as they are written
+# Prices and counts are added and multiplied as they are written; what is out of all reach becomes infinite.
+_EXACT = Context(prec=400, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[])
 _LONGEST_CHAIN = 8
 
 Fields = dict[str, Raw]

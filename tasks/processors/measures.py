@@ -58,31 +58,36 @@ TEXT: dict[str, Callable[[str], float | None]] = {
 """What is measured of a text: characters, then shares of them, then of words."""
 
 
-def _shape(value: Any) -> tuple[int, int]:
-    """How many keys a JSON value has at all depths, and how deep it nests; in a loop, since it may nest very deep."""
+def _shape(literal: bytes) -> tuple[int, int]:
+    """How many keys a JSON value has at all depths, and how deep it nests.
+
+    Level by level, its leaves untouched: it may nest deeper than a stack, and hold numbers that no machine can.
+    """
     keys = depth = 0
-    level = [value]
-    while containers := [inner for inner in level if isinstance(inner, (dict, list))]:
+    level = [literal]
+    while containers := [inner for inner in level if inner[:1] in (b"{", b"[")]:
         depth += 1
         level = []
         for container in containers:
-            if isinstance(container, dict):
-                keys += len(container)
-                level.extend(container.values())
+            if container[:1] == b"{":
+                fields = _decode_object(container)
+                keys += len(fields)
+                level += map(bytes, fields.values())
             else:
-                level.extend(container)
+                level += map(bytes, _decode_array(container))
     return keys, depth
 
 
-JSON: dict[str, Callable[[bytes, Any], float]] = {
-    "length": lambda raw, _: len(raw),
-    "keys": lambda _, value: _shape(value)[0],
-    "depth": lambda _, value: _shape(value)[1],
+JSON: dict[str, Callable[[bytes], float]] = {
+    "length": len,
+    "keys": lambda literal: _shape(literal)[0],
+    "depth": lambda literal: _shape(literal)[1],
 }
 """What is measured of a value that is no text: its bytes, all its keys, how deep it nests."""
 
 _MISSING = Raw(b"")
-_decode_document = msgspec.json.Decoder(float_hook=str).decode  # a number out of a float's reach has a shape too
+_decode_object = msgspec.json.Decoder(dict[str, Raw]).decode
+_decode_array = msgspec.json.Decoder(list[Raw]).decode
 
 
 class _Fields:
@@ -178,8 +183,7 @@ class Measures:
                 text = msgspec.json.decode(literal, type=str)
                 values += [(name, value) for name, kind in kinds if (value := TEXT[kind](text)) is not None]
         elif path in self._jsons and literal != b"null":
-            document = _decode_document(literal)
-            values += [(name, JSON[kind](literal, document)) for name, kind in self._jsons[path]]
+            values += [(name, JSON[kind](literal)) for name, kind in self._jsons[path]]
         if path in self._numbers and first in b"-0123456789tf":
             values.append((self._numbers[path], _number(literal)))
 

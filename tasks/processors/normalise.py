@@ -152,7 +152,7 @@ def _price(fields: basket.Fields) -> str | None:
 
 def _money(value: Decimal | None) -> str | None:
     """A number as text, which every database turns into its own exact or nearest one."""
-    if value is None or not value.is_finite() or abs(value) >= _LARGEST:
+    if value is None or not value.is_finite() or value.copy_abs() >= _LARGEST:
         return None
     return str(value.quantize(_MICRO))
 
