@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -81,21 +83,32 @@ def read(
     for part in partitions:
         positions[part] = reading.write(part, positions[part], stops[part])
     if follow:
-        stop = threading.Event()
-        pulse = Pulse([store.directory(log, part, generation) for part in partitions], settings.poll / 1000, stop)
-        pulse.start()
-        while True:
-            beat = pulse.beat
-            for part in partitions:
-                positions[part] = reading.write(part, positions[part], stops[part])
-            pulse.wait(beat, settings.poll / 1000 if derived else 1.0)
+        _follow(reading, positions, stops, [store.directory(log, part, generation) for part in partitions])
+
+
+def _follow(
+    reading: _Reading, positions: dict[int, int], stops: dict[int, int | None], directories: list[Path]
+) -> None:
+    """Write new lines as they come, until this process is told to end; it ends between two looks, not within one."""
+    stop = threading.Event()
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, lambda *_: stop.set())
+    every = load_settings().poll / 1000
+    pulse = Pulse(directories, every, stop)
+    pulse.start()
+    while not stop.is_set():
+        beat = pulse.beat
+        for part, position in positions.items():
+            positions[part] = reading.write(part, position, stops[part])
+        pulse.wait(beat, every if reading.derived else 1.0)
+    raise KeyboardInterrupt
 
 
 class _Reading:
     """Reads a log's partitions up to where readers may look."""
 
     def __init__(self, store: Store, log: str, derived: bool, generation: int) -> None:
-        self._store, self._log, self._derived, self._generation = store, log, derived, generation
+        self._store, self._log, self.derived, self._generation = store, log, derived, generation
 
     def place(self, partition: int, text: str) -> int:
         """The offset that a person means by an offset or a time.
@@ -142,7 +155,7 @@ class _Reading:
         return start
 
     def _end(self, partition: int) -> int:
-        if self._derived:
+        if self.derived:
             return self._store.committed_end(self._log, partition, self._generation)
         return self._store.reader(self._log, partition, self._generation).end()
 
@@ -160,15 +173,23 @@ def _append(store: Store, log: str, lines: list[bytes], before: int) -> list[int
         raise
 
 
-def _open(file: str) -> BinaryIO:
+def _open(file: str) -> BufferedReader:
     if file == "-":
-        return sys.stdin.buffer
+        return open(sys.stdin.fileno(), "rb", closefd=False)
     try:
         return Path(file).open("rb")  # the caller closes it
     except OSError as error:
         raise UsageError(f"cannot read the file: {error.strerror}", where=file) from error
 
 
-def _chunks(source: BinaryIO) -> Iterator[list[bytes]]:
-    while lines := source.readlines(_CHUNK):
-        yield [line[:-1] if line.endswith(b"\n") else line for line in lines]
+def _chunks(source: BufferedReader) -> Iterator[list[bytes]]:
+    """Whole lines as they come, without their newlines: what a pipe has so far is not kept waiting for more."""
+    rest: list[bytes] = []
+    while data := source.read1(_CHUNK):
+        whole, newline, tail = data.rpartition(b"\n")
+        if newline:
+            yield b"".join([*rest, whole]).split(b"\n")
+            rest = []
+        rest.append(tail)
+    if last := b"".join(rest):
+        yield [last]

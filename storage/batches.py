@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 
 from storage.event import MAX_DEPTH, Batch
@@ -20,7 +21,10 @@ class BatchCache:
     moment for the others, which would have to decode again what it drops; for one that does not move it waits once.
     """
 
-    def __init__(self, size: int, max_line: int, max_depth: int = MAX_DEPTH, kept: int = 4) -> None:
+    def __init__(
+        self, size: int, max_line: int, max_depth: int = MAX_DEPTH, kept: int = 4, stop: threading.Event | None = None
+    ) -> None:
+        self._stop = stop or threading.Event()
         self._size, self._max_line, self._max_depth, self._kept = size, max_line, max_depth, kept
         self._changed = threading.Condition()
         self._batches: OrderedDict[tuple[str, int, int, int], Batch] = OrderedDict()
@@ -57,6 +61,10 @@ class BatchCache:
         places[reader] = start
         self._changed.notify_all()
         behind = start - (self._kept - 1) * self._size
-        if not self._changed.wait_for(lambda: min(places.values()) >= behind, PATIENCE):
-            for slow in [other for other, place in places.items() if place < behind]:
-                del places[slow]  # until it moves again
+        patient_until = time.monotonic() + PATIENCE
+        while min(places.values()) < behind and not self._stop.is_set():
+            if time.monotonic() >= patient_until:
+                for slow in [other for other, place in places.items() if place < behind]:
+                    del places[slow]  # until it moves again
+                return
+            self._changed.wait(0.05)

@@ -96,9 +96,9 @@ class Run:
         self.notes: list[str] = []
         """What a person should be told: settings that changed, tails that were cut."""
         settings = store.settings
-        self.batches = BatchCache(settings.batch_bytes, settings.max_line)
+        self.batches = BatchCache(settings.batch_bytes, settings.max_line, stop=self.stop)
         # A derived line carries its cause, so it may be longer and nest deeper than a raw one.
-        self.derived_batches = BatchCache(settings.batch_bytes, 1 << 40, MAX_DERIVED_DEPTH)
+        self.derived_batches = BatchCache(settings.batch_bytes, 1 << 40, MAX_DERIVED_DEPTH, stop=self.stop)
         logs = [*topology.raw_logs(), *sorted(topology.derived_logs()), CLOCK, DELIVERIES]
         directories = [store.directory(log, part) for log in logs for part in store.partitions(log)]
         self._waiting = 0

@@ -644,7 +644,7 @@ def exact_sum(items: list[Any]) -> int | Decimal | None:
         fields: Json = item if isinstance(item, dict) else {}
         price: Any = fields.get("price")
         count: Any = fields.get("count", 1)
-        if not is_finite_number(price) or not is_finite_number(count):
+        if not is_number(price) or not is_number(count):
             return None
         total = EXACT.add(total, EXACT.multiply(Decimal(price), Decimal(count)))
         whole = whole and isinstance(price, int) and isinstance(count, int)
