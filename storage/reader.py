@@ -68,11 +68,15 @@ class PartitionReader:
         Raises:
             LostDataError: there is none.
         """
+        if self._open is not None and self._open.base <= offset:  # most lines are short, and in the file that is open
+            data = os.pread(self._handle, 1024, offset - self._open.base)
+            end = data.find(b"\n")
+            if end >= 0:
+                return data[:end]
         segment = self._segment_of(offset, offset + 1)
-        handle, at = self._use(segment), offset - segment.base
-        size, data = 1024, b""
+        handle, size = self._use(segment), 8192
         while True:
-            data = os.pread(handle, size, at)
+            data = os.pread(handle, size, offset - segment.base)
             end = data.find(b"\n")
             if end >= 0 or len(data) < size:
                 return data[:end] if end >= 0 else data
