@@ -369,12 +369,17 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     return {**env, "AFTERLOG_HOME": str(home), **more}
 
 
+def _heed_interrupts() -> None:
+    """A shell that runs these tests in the background has its children ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def started(home: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     """A command that goes on by itself, ended at the latest when the test is."""
     with subprocess.Popen(
         [sys.executable, "-m", "deployments.cli", *arguments], env=environment(home), cwd=ROOT,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=_heed_interrupts,
     ) as process:  # fmt: skip
         try:
             yield process
