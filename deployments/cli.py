@@ -9,7 +9,6 @@ from typing import Any
 
 from cyclopts import App, CycloptsError
 
-from deployments import cli_logs, cli_work
 from deployments.console import say
 from storage import steps
 from storage.errors import AfterlogError, UsageError
@@ -19,12 +18,13 @@ app = App(
     help="An append-only log of events, and everything that comes after. Settings: AFTERLOG_* or afterlog.toml.",
     version_flags=["--version"],
 )
-app.command(cli_logs.append)
-app.command(cli_logs.read)
-app.command(cli_work.process)
-app.command(cli_work.deliver)
-app.command(cli_work.contacts)
-app.command(cli_work.status)
+# Named, not imported: reading a log should not wait for what delivers mail.
+app.command("deployments.cli_logs:append")
+app.command("deployments.cli_logs:read")
+app.command("deployments.cli_work:process")
+app.command("deployments.cli_work:deliver")
+app.command("deployments.cli_contacts:contacts", name="contacts")
+app.command("deployments.cli_status:status")
 
 
 @app.command

@@ -1,33 +1,25 @@
-"""`afterlog process`, `deliver`, `contacts` and `status`: the work, by hand."""
+"""`afterlog process` and `deliver`: the work, by hand."""
 
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
-import orjson
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
 from deployments.console import say, show_table
 from deployments.server import environment, find_server
-from storage.contacts import forget_contact, list_contacts, read_contacts, save_contacts
 from storage.errors import AfterlogError, UsageError
 from storage.settings import Settings, load_settings
 from storage.store import Store
-from storage.times import parse_time, show_duration
+from storage.times import parse_time
 from tasks.deliver import DeliverySummary, deliver_to_end
 from tasks.local import Outcome, side_by_side
 from tasks.process import AsOf, FinalTick, Summary, check_as_of, follow, process_to_end, start_tick
 from tasks.run import Run
-from tasks.status import read_status
 from tasks.topology import build_topology
-
-contacts = App(name="contacts", help="The address book: who is reached where, and who does not want to be.")
 
 
 def process(
@@ -80,70 +72,6 @@ def deliver(*, limit: int | None = None, prefect: Annotated[bool, Parameter(nega
     run.stop.clear()
     _show_mails(deliver_to_end(run, limit))
     _raise_failures(outcome)
-
-
-def status(*, json: bool = False) -> None:
-    """Show how far each processor has come, and the mails by state.
-
-    Args:
-        json: one JSON document on standard output.
-    """
-    settings = load_settings()
-    found = read_status(Store(settings), build_topology(settings))
-    if json:
-        sys.stdout.buffer.write(orjson.dumps(asdict(found), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-        return
-    rows = [
-        (p.processor, f"{p.log}/{p.partition}", p.offset, p.lag_bytes, show_duration(p.lag_ms) if p.lag_bytes else "-",
-         p.read, p.processed, p.quarantined, p.ignored, p.derived)
-        for p in found.processors
-    ]  # fmt: skip
-    columns = (
-        "processor",
-        "log",
-        "offset",
-        "lag bytes",
-        "lag",
-        "read",
-        "processed",
-        "quarantined",
-        "ignored",
-        "derived",
-    )
-    show_table(f"Afterlog in {found.home}", columns, rows)
-    if found.mails:
-        show_table("Mails", ("state", "mails"), sorted(found.mails.items()))
-
-
-@contacts.command(name="import")
-def import_(file: Path) -> None:
-    """Add the entries of a CSV file with the columns type,id,email,unsubscribed, or replace those there are.
-
-    Args:
-        file: the CSV file, in UTF-8, its first line the columns' names.
-    """
-    store = Store(load_settings())
-    say(f"{save_contacts(store.database, read_contacts(file))} contacts imported")
-
-
-@contacts.command(name="list")
-def list_() -> None:
-    """Show the address book."""
-    entries = list_contacts(Store(load_settings()).database)
-    show_table("Contacts", ("type", "id", "email", "unsubscribed"), [(*e[:3], str(e[3]).lower()) for e in entries])
-
-
-@contacts.command
-def forget(type: str, id: str) -> None:
-    """Delete an entry: nobody knows that address any more.
-
-    Args:
-        type: CUSTOMER, say.
-        id: whose entry.
-    """
-    if not forget_contact(Store(load_settings()).database, type, id):
-        raise AfterlogError(f"no contact {type} {id}")
-    say(f"{type} {id} is forgotten")
 
 
 def parse_as_of(text: str) -> AsOf:

@@ -10,9 +10,10 @@ from pydantic import Field
 from flows.artifacts import counts_table, mail_table, publish
 from flows.running import collect, open_run, raise_failures
 from flows.shift import Shift, Superseded
-from tasks.deliver import NAME, DeliverySummary
+from tasks.deliver import DeliverySummary
 from tasks.prefect_tasks import deliver_task, follow_mail_task, follow_task, process_task
 from tasks.process import Summary
+from tasks.topology import DELIVER
 
 
 @flow(name="react", flow_run_name="react", log_prints=False)
@@ -33,14 +34,14 @@ def _to_end(limit: int | None) -> None:
     with open_run("react") as run:
         names = run.topology.on_derived_logs()
         summaries, failures = collect([process_task.submit(name) for name in names], names)
-        mails, mail_failures = collect([deliver_task.submit(NAME, limit)], [NAME])
+        mails, mail_failures = collect([deliver_task.submit(DELIVER, limit)], [DELIVER])
         _publish("Delivered", [*summaries, *mails])
         raise_failures({**failures, **mail_failures}, run.notes)
 
 
 def _shift() -> None:
     with open_run("react") as run:
-        names = [*run.topology.on_derived_logs(), NAME]
+        names = [*run.topology.on_derived_logs(), DELIVER]
         shift = Shift(run, "react")
         try:
             shift.check_not_late(names)
@@ -48,7 +49,7 @@ def _shift() -> None:
             get_run_logger().info("Not needed: %s", late)
             return
         run.pulse.start()
-        futures = [*(follow_task.submit(name) for name in names[:-1]), follow_mail_task.submit(NAME)]
+        futures = [*(follow_task.submit(name) for name in names[:-1]), follow_mail_task.submit(DELIVER)]
         try:
             get_run_logger().info("Shift over: %s", shift.hold(futures))
         finally:

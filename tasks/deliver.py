@@ -26,10 +26,9 @@ from tasks.mail_url import parse_mail_url
 from tasks.process import IDLE_WAIT, UNCONFIRMED_WAIT
 from tasks.run import Run
 from tasks.sending import NotSent, OutcomeUnknown, Transport
-from tasks.topology import DELIVERIES
+from tasks.topology import DELIVER, DELIVERIES
 from tasks.transport import open_transport
 
-NAME = "deliver"
 OUTCOMES = frozenset({"ABANDONMENT_RETRACTED", "RECOVERED_BASKET"})
 _FIRST_DELAY, _LONGEST_DELAY = 5_000, 600_000
 _AT_ONCE = 200
@@ -125,7 +124,7 @@ class Deliverer:
 
     def _open(self, log: str, partition: int) -> _Source:
         store = self.run.store
-        return _Source(log, store.reader(log, partition), load_position(store.database, NAME, 1, log, partition))
+        return _Source(log, store.reader(log, partition), load_position(store.database, DELIVER, 1, log, partition))
 
     def _take_in(self, source: _Source) -> bool:
         """Queue a source's mails, and note what became of abandonments, up to its committed end."""
@@ -219,7 +218,7 @@ def deliver_to_end(run: Run, limit: int | None = None) -> DeliverySummary:
     Raises:
         Stopped: the run is to stop; the rest waits for the next one.
     """
-    lock = run.lock(NAME)
+    lock = run.lock(DELIVER)
     lock.acquire(run.stop)
     try:
         deliverer = Deliverer(run)
@@ -236,7 +235,7 @@ def deliver_to_end(run: Run, limit: int | None = None) -> DeliverySummary:
 
 def follow_mail(run: Run) -> DeliverySummary:
     """Deliver as mails come, until the run is to stop."""
-    lock = run.lock(NAME)
+    lock = run.lock(DELIVER)
     summary = DeliverySummary()
     try:
         run.stand_by()

@@ -9,9 +9,8 @@ from storage.commit import Position
 from storage.outbox import Outbox
 from storage.store import Store
 from storage.times import now
-from tasks.deliver import NAME
 from tasks.process import positions
-from tasks.topology import DELIVERIES, Topology
+from tasks.topology import DELIVER, DELIVERIES, Topology
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def read_status(store: Store, topology: Topology) -> Status:
                 0, processor.name, 1, processor.reads, partition
             )
             rows.append(_row(store, topology, position))
-    rows += [_row(store, topology, position) for key, position in known.items() if key[0] == NAME]
+    rows += [_row(store, topology, position) for key, position in known.items() if key[0] == DELIVER]
     return Status(str(store.home), rows, Outbox(store, DELIVERIES).counts())
 
 

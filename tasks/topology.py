@@ -14,6 +14,8 @@ from storage.settings import Settings
 from tasks.processors import abandonment, anomalies, contract, derive, normalise, quarantine, remind
 
 DELIVERIES = "deliveries"
+DELIVER = "deliver"
+"""The name under which delivery keeps its checkpoints and its lock; it is no processor."""
 
 
 @dataclass(frozen=True)
