@@ -19,12 +19,14 @@ app = App(
     version_flags=["--version"],
 )
 # Named, not imported: reading a log should not wait for what delivers mail.
-app.command("deployments.cli_logs:append")
-app.command("deployments.cli_logs:read")
-app.command("deployments.cli_work:process")
-app.command("deployments.cli_work:deliver")
-app.command("deployments.cli_contacts:contacts", name="contacts")
-app.command("deployments.cli_status:status")
+app.command("deployments.cli_logs:append", help="Append the lines of a file to a log, exactly as they are.")
+app.command("deployments.cli_logs:read", help="Write the raw lines of a log to standard output.")
+app.command("deployments.cli_work:process", help="Run every processor on raw logs, to their ends.")
+app.command(
+    "deployments.cli_work:deliver", help="Run the processors on derived logs, then deliver every mail that is due."
+)
+app.command("deployments.cli_contacts:contacts", name="contacts", help="The address book.")
+app.command("deployments.cli_status:status", help="Show how far each processor has come, and the mails by state.")
 
 
 @app.command

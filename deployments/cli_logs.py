@@ -19,7 +19,7 @@ from storage.errors import AppendError, UsageError
 from storage.settings import load_settings
 from storage.store import Store, check_log_name
 from storage.times import parse_time
-from tasks.run import Pulse
+from tasks.pulse import Pulse
 from tasks.topology import DELIVERIES, build_topology
 
 _CHUNK = 1 << 20

@@ -16,11 +16,9 @@ import sqlalchemy as sa
 from storage.errors import LostDataError
 from storage.locks import locked
 from storage.reader import PartitionReader
-from storage.store import Store
+from storage.store import CLOCK, Store
 from storage.tables import Checkpoint
 from storage.times import now
-
-CLOCK = "clock"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from storage.steps import reached
 from storage.tables import Checkpoint
 from storage.times import now
 
-Statement = tuple[sa.Executable, Sequence[Mapping[str, Any]]]
+Statement = tuple[str, Sequence[Mapping[str, Any]]]
 
 _SET_END = sa.text(
     'INSERT INTO committed_end (log, generation, partition, "end") VALUES (:log, :generation, :partition, :end) '
@@ -107,7 +107,7 @@ def commit(
         if pending.states is not None:
             pending.states.write(connection)
         for sql, rows in pending.statements:
-            connection.execute(sql, list(rows))
+            connection.execute(sa.text(sql), list(rows))
         if target is not None and data:
             end = {"log": target.log, "generation": position.generation, "partition": position.partition}
             connection.execute(_SET_END, [{**end, "end": target.end + len(data)}])

@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from storage.errors import AfterlogError, UsageError
 from storage.locks import locked
+from storage.tables import CommittedEnd, LiveGeneration
 
 HEAD = "0001"  # the newest migration; a test holds it against the scripts
 
@@ -58,6 +59,20 @@ class Database:
         looking = {"isolation_level": "AUTOCOMMIT"}
         with _in_a_sentence(self.engine), self.engine.connect().execution_options(**looking) as connection:
             yield connection
+
+    def committed_end(self, log: str, partition: int, generation: int) -> int:
+        """Where readers of a derived log stop; 0 where nothing was ever committed."""
+        wanted = sa.select(CommittedEnd.end).where(  # type: ignore[call-overload]
+            CommittedEnd.log == log, CommittedEnd.generation == generation, CommittedEnd.partition == partition
+        )
+        with self.read() as connection:
+            return int(connection.scalar(wanted) or 0)
+
+    def live_generation(self, processor: str) -> int:
+        """The generation of a processor that is live; the first where nothing else was said."""
+        wanted = sa.select(LiveGeneration.generation).where(LiveGeneration.processor == processor)  # type: ignore[call-overload]
+        with self.read() as connection:
+            return int(connection.scalar(wanted) or 1)
 
     def dispose(self) -> None:
         """Close every connection."""

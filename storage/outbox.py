@@ -25,12 +25,12 @@ from storage.times import now
 WAITING, CLAIMED, SENT, SUPPRESSED, FAILED, UNKNOWN = "WAITING", "CLAIMED", "SENT", "SUPPRESSED", "FAILED", "UNKNOWN"
 
 _DELIVERY: sa.Table = Delivery.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
-_INSERT = sa.text(
+_INSERT = (
     'INSERT INTO delivery (event_id, state, log, generation, partition, "offset", recipient_type, recipient_id, not_after, '
     "next_at, attempts, reason, changed_at) VALUES (:event_id, 'WAITING', :log, :generation, :partition, :offset, "
     ":recipient_type, :recipient_id, :not_after, 0, 0, '', :changed_at) ON CONFLICT (event_id) DO NOTHING"
 )
-_SETTLED = sa.text(
+_SETTLED = (
     "INSERT INTO settled (abandonment, verb, event_id) VALUES (:abandonment, :verb, :event_id) "
     "ON CONFLICT (abandonment, verb) DO NOTHING"
 )

@@ -6,17 +6,18 @@ import re
 import threading
 from functools import cached_property
 from pathlib import Path
-
-import sqlalchemy as sa
+from typing import TYPE_CHECKING
 
 from storage.append import PartitionWriter
-from storage.database import Database
 from storage.errors import UsageError
 from storage.reader import PartitionReader
 from storage.segment import make_directory
 from storage.settings import Settings
-from storage.tables import CommittedEnd, LiveGeneration
 
+if TYPE_CHECKING:
+    from storage.database import Database
+
+CLOCK = "clock"
 _LOG_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
 
@@ -54,6 +55,8 @@ class Store:
     @cached_property
     def database(self) -> Database:
         """The database, made and migrated when it is first asked for."""
+        from storage.database import Database  # most of a command's start; a raw log can do without
+
         return Database(self.settings.resolved_database_url, self.home)
 
     def directory(self, log: str, partition: int, generation: int = 1) -> Path:
@@ -83,7 +86,7 @@ class Store:
                     limit=settings.segment_bytes,
                     daily=settings.segment_daily,
                     # A tick that was torn was never used, and must not become one that was: its line is closed as no JSON.
-                    closing=b"~\n" if log == "clock" else b"\n",
+                    closing=b"~\n" if log == CLOCK else b"\n",
                 )
             return found
 
@@ -97,14 +100,8 @@ class Store:
 
     def committed_end(self, log: str, partition: int, generation: int = 1) -> int:
         """Where readers of a derived log stop."""
-        wanted = sa.select(CommittedEnd.end).where(  # type: ignore[call-overload]
-            CommittedEnd.log == log, CommittedEnd.generation == generation, CommittedEnd.partition == partition
-        )
-        with self.database.read() as connection:
-            return int(connection.scalar(wanted) or 0)
+        return self.database.committed_end(log, partition, generation)
 
     def live_generation(self, processor: str) -> int:
         """The generation of a processor that is live."""
-        wanted = sa.select(LiveGeneration.generation).where(LiveGeneration.processor == processor)  # type: ignore[call-overload]
-        with self.database.read() as connection:
-            return int(connection.scalar(wanted) or 1)
+        return self.database.live_generation(processor)

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from storage.clock import CLOCK
 from storage.door import REFUSED
 from storage.errors import UsageError
 from storage.settings import Settings
+from storage.store import CLOCK
 from tasks.processors import abandonment, anomalies, contract, derive, normalise, quarantine, remind
 
 DELIVERIES = "deliveries"

@@ -26,7 +26,6 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import msgspec
 import orjson
-import sqlalchemy as sa
 
 from storage.event import HEAD, Batch, Event
 
@@ -61,7 +60,8 @@ class Output:
     from_derived: bool = False
     """Whether the log read is a derived one: only there is an `event.id` Afterlog's own."""
     lines: list[bytes] = field(default_factory=list)
-    statements: list[tuple[sa.Executable, list[dict[str, Any]]]] = field(default_factory=list)
+    statements: list[tuple[str, list[dict[str, Any]]]] = field(default_factory=list)
+    """SQL with named parameters, and its rows."""
     ignored: int = 0
     """Good events that a rule of the processor leaves out; the rest of them count as processed."""
 

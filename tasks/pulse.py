@@ -1,0 +1,54 @@
+"""The pulse: one look at the logs' files for everybody who follows them."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from storage.segment import list_segments
+
+
+class Pulse:
+    """Looks at the logs' files for all followers of a run, and wakes them when one has grown."""
+
+    def __init__(self, directories: list[Path], every: float, stop: threading.Event) -> None:
+        self._newest: dict[Path, tuple[int, Path | None]] = dict.fromkeys(directories, (-1, None))
+        self._every, self._stop = every, stop
+        self._changed = threading.Condition()
+        self._sizes: list[int] = []
+        self.beat = 0
+        self._thread = threading.Thread(target=self._watch, name="pulse", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._thread.start()
+
+    def wait(self, beat: int, timeout: float) -> None:
+        """Return when a log has grown since `beat`, when the run is to stop, or after `timeout` seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.beat != beat or self._stop.is_set(), timeout)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._every):
+            sizes = [self._size(path) for path in self._newest]
+            if sizes != self._sizes:
+                self._sizes = sizes
+                self._wake()
+        self._wake()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self.beat += 1
+            self._changed.notify_all()
+
+    def _size(self, directory: Path) -> int:
+        try:
+            modified = directory.stat().st_mtime_ns
+            known, newest = self._newest[directory]
+            if modified != known or newest is None:
+                segments = list_segments(directory)
+                newest = segments[-1].path if segments else None
+                self._newest[directory] = (modified, newest)
+            return newest.stat().st_size if newest is not None else -1
+        except FileNotFoundError:
+            return -1
