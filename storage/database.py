@@ -132,7 +132,7 @@ def _configure_sqlite(connection: Any, _record: object) -> None:
     # The driver's own transactions begin too late; SQLAlchemy's "begin" says it in full.
     connection.isolation_level = None
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "cache_size=-8000", "busy_timeout=60000"):
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "cache_size=-2000", "busy_timeout=60000"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 

@@ -108,11 +108,11 @@ class Settings(BaseSettings):
     poll: Duration = 20
     commit_bytes: int = Field(64 << 20, ge=1)
     commit_every: Duration = 2_000
-    batch_bytes: int = Field(1 << 20, ge=1)
+    batch_bytes: int = Field(512 << 10, ge=1)
     retry_delay: Duration = 1_000
     shift_every: Duration = 300_000
     shift_longest: Duration = 900_000
-    cache_keys: int = Field(25_000, ge=1)
+    cache_keys: int = Field(20_000, ge=1)
 
     @classmethod
     def settings_customise_sources(

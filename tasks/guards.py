@@ -27,7 +27,7 @@ class Guards:
         """Have the processors that tell at the ends of the raw logs as they are now; while they lag, mail waits."""
         store, known = self._run.store, positions(self._run.store)
         for name in PROCESSORS:
-            log = self._run.topology.make(name).reads
+            log = self._run.topology.reads(name)
             for partition in store.partitions(log):
                 reader = store.reader(log, partition)
                 end = reader.end()

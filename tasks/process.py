@@ -113,7 +113,7 @@ def process_to_end(run: Run, name: str, final: FinalTick | None) -> Summary:
     for last_round in (False, True) if final else (True,):
         if last_round and final is not None:
             final.write(run)
-        for partition in run.store.partitions(run.topology.make(name).reads):
+        for partition in run.store.partitions(run.topology.reads(name)):
             _bring(run, name, partition, summary)
     return summary
 
@@ -171,7 +171,7 @@ def _bring(run: Run, name: str, partition: int, summary: Summary) -> None:
     """Bring one partition to where its log is now, by own work or by waiting for the run that is at it."""
     lock = run.lock(name)
     clock = Clock(run.store, run.topology.raw_logs())
-    log = run.topology.make(name).reads
+    log = run.topology.reads(name)
     derived = log in run.topology.derived_logs()
     try:
         if derived:
@@ -203,7 +203,7 @@ def _followers(
     run: Run, name: str, summary: Summary, partition: int | None = None
 ) -> Iterator[list[PartitionFollower]]:
     """The followers of a processor's partitions; what they did is counted when they end, however they end."""
-    log = run.topology.make(name).reads
+    log = run.topology.reads(name)
     followers: list[PartitionFollower] = []
     before: list[Position] = []
     try:

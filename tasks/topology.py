@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from storage.door import REFUSED
@@ -38,7 +39,19 @@ class Topology:
         return self.processors[name]()
 
     def all(self) -> list[contract.Processor[Any]]:
-        """One of each."""
+        """One of each, to be looked at only: those that work are made anew."""
+        return self._each
+
+    def reads(self, name: str) -> str:
+        """The log that a processor reads.
+
+        Raises:
+            UsageError: there is no processor of that name.
+        """
+        return next((p.reads for p in self._each if p.name == name), None) or self.make(name).reads
+
+    @cached_property
+    def _each(self) -> list[contract.Processor[Any]]:
         return [make() for make in self.processors.values()]
 
     def on_raw_logs(self) -> list[str]:
