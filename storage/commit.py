@@ -132,7 +132,7 @@ def save_version(database: Database, position: Position, version: str) -> None:
 
 
 def _swap(connection: sa.Connection, position: Position, raised: int) -> None:
-    table: sa.Table = Checkpoint.__table__  # type: ignore[attr-defined]
+    table: sa.Table = Checkpoint.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
     names = (
         "offset", "clock", "as_of", "tick_offset", "version", "changed_at",
         "lines", "processed", "quarantined", "ignored", "derived",

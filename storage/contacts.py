@@ -63,14 +63,14 @@ def save_contacts(database: Database, entries: Iterable[Entry]) -> int:
 
 def list_contacts(database: Database) -> list[Entry]:
     """The whole address book, by type and id."""
-    wanted = sa.select(Contact.type, Contact.id, Contact.email, Contact.unsubscribed).order_by(Contact.type, Contact.id)  # type: ignore[call-overload]
+    wanted = sa.select(Contact.type, Contact.id, Contact.email, Contact.unsubscribed).order_by(Contact.type, Contact.id)  # type: ignore[call-overload]  # SQLModel's columns are plain values to the types
     with database.read() as connection:
         return [Entry(*row) for row in connection.execute(wanted)]
 
 
 def forget_contact(database: Database, kind: str, ident: str) -> bool:
     """Delete an entry; says whether there was one."""
-    gone = sa.delete(Contact).where(Contact.type == kind, Contact.id == ident)  # type: ignore[arg-type]
+    gone = sa.delete(Contact).where(Contact.type == kind, Contact.id == ident)  # type: ignore[arg-type]  # SQLModel's columns are plain values to the types
     with database.write() as connection:
         return connection.execute(gone).rowcount > 0
 

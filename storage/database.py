@@ -62,7 +62,7 @@ class Database:
 
     def committed_end(self, log: str, partition: int, generation: int) -> int:
         """Where readers of a derived log stop; 0 where nothing was ever committed."""
-        wanted = sa.select(CommittedEnd.end).where(  # type: ignore[call-overload]
+        wanted = sa.select(CommittedEnd.end).where(  # type: ignore[call-overload]  # SQLModel's columns are plain values to the types
             CommittedEnd.log == log, CommittedEnd.generation == generation, CommittedEnd.partition == partition
         )
         with self.read() as connection:
@@ -70,7 +70,7 @@ class Database:
 
     def live_generation(self, processor: str) -> int:
         """The generation of a processor that is live; the first where nothing else was said."""
-        wanted = sa.select(LiveGeneration.generation).where(LiveGeneration.processor == processor)  # type: ignore[call-overload]
+        wanted = sa.select(LiveGeneration.generation).where(LiveGeneration.processor == processor)  # type: ignore[call-overload]  # SQLModel's columns are plain values to the types
         with self.read() as connection:
             return int(connection.scalar(wanted) or 1)
 

@@ -105,7 +105,7 @@ def append_events(
         chosen = [(i, events[i]) for i in indexes]
         try:
             offsets = store.writer(log, partition).append(
-                lambda stamp, chosen=chosen: [_dump(event, stamp, inserted_by, i) for i, event in chosen],  # type: ignore[misc]
+                lambda stamp, chosen=chosen: [_dump(event, stamp, inserted_by, i) for i, event in chosen],  # type: ignore[misc]  # a default binds this turn's lines
                 len(chosen),
             )
         except AppendError as error:

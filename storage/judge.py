@@ -1,7 +1,7 @@
 """The one judge: every line is good, or bad for one named reason.
 
 This is its fast way: msgspec reads only what every processor needs and leaves the rest as it came. Whatever it
-stumbles over goes to `storage.slow_judge`, which parses all of the line and gives the last word.
+stumbles over goes to `storage.slow_judge`, which looks at each field by itself and has the last word.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Wire(msgspec.Struct, gc=False):
     verb: str | _Verb
     object: Raw = Raw(b"null")
     context: _Context = None  # type: ignore[assignment]  # where it is missing; a null is no usable time
-    event: _Stamp = None  # type: ignore[assignment]
+    event: _Stamp = None  # type: ignore[assignment]  # likewise
 
 
 class _RawContext(msgspec.Struct):
