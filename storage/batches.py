@@ -37,8 +37,6 @@ class BatchCache:
         """
         key = (log, partition, start, clock)
         with self._changed:
-            if end - start > self._size:
-                self._keep_pace(reader, self._places.setdefault((log, partition), {}), start)
             found = self._batches.get(key)
             if found is not None and found.end <= end:
                 return found
@@ -57,14 +55,17 @@ class BatchCache:
                 places.pop(reader, None)
             self._changed.notify_all()
 
-    def _keep_pace(self, reader: PartitionReader, places: dict[PartitionReader, int], start: int) -> None:
-        places[reader] = start
-        self._changed.notify_all()
-        behind = start - (self._kept - 1) * self._size
-        patient_until = time.monotonic() + PATIENCE
-        while min(places.values()) < behind and not self._stop.is_set():
-            if time.monotonic() >= patient_until:
-                for slow in [other for other, place in places.items() if place < behind]:
-                    del places[slow]  # until it moves again
-                return
-            self._changed.wait(0.05)
+    def keep_pace(self, reader: PartitionReader, log: str, partition: int, start: int) -> None:
+        """Wait a moment for those far behind `start`; to be said before `get` by whoever catches up."""
+        with self._changed:
+            places = self._places.setdefault((log, partition), {})
+            places[reader] = start
+            self._changed.notify_all()
+            behind = start - (self._kept - 1) * self._size
+            patient_until = time.monotonic() + PATIENCE
+            while min(places.values()) < behind and not self._stop.is_set():
+                if time.monotonic() >= patient_until:
+                    for slow in [other for other, place in places.items() if place < behind]:
+                        del places[slow]  # until it moves again
+                    return
+                self._changed.wait(0.05)

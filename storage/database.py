@@ -132,7 +132,14 @@ def _configure_sqlite(connection: Any, _record: object) -> None:
     # The driver's own transactions begin too late; SQLAlchemy's "begin" says it in full.
     connection.isolation_level = None
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "cache_size=-2000", "busy_timeout=60000"):
+    for pragma in (
+        "page_size=8192",  # of a new database: state is rows of some hundred bytes, and fewer pages are less work
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "cache_size=-2000",
+        "wal_autocheckpoint=2000",
+        "busy_timeout=60000",
+    ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 

@@ -13,6 +13,13 @@ HEAD = 65_536  # how much of a bad line is kept, and how long a cause may be to 
 ITEM_VERBS = frozenset({"ADDED_ITEM_TO_BASKET", "CHANGED_ITEM_COUNT_IN_BASKET"})
 
 
+class _WithObject(msgspec.Struct, gc=False):
+    object: Raw = Raw(b"null")
+
+
+_decode_object = msgspec.json.Decoder(_WithObject).decode
+
+
 class Item(msgspec.Struct, frozen=True, gc=False):
     """The item of an ADDED or CHANGED event: its key (`3` and `"3"` are one), its count, its own bytes."""
 
@@ -22,7 +29,7 @@ class Item(msgspec.Struct, frozen=True, gc=False):
 
 
 class Event(msgspec.Struct, gc=False):
-    """A good line. Times in milliseconds UTC; `object` and `raw` are the line's own bytes."""
+    """A good line. Times in milliseconds UTC; `raw` is the line itself."""
 
     offset: int
     raw: bytes
@@ -30,11 +37,15 @@ class Event(msgspec.Struct, gc=False):
     key: str  # 15 and "15" are the same subject
     type: Any
     verb: str
-    object: Raw
     at: int  # when it happened: never later than `clock`
     clock: int  # when the log took it: never less than any clock or tick before it
     item: Item | None
     event_id: str | None  # the `event.id` that Afterlog gave to a derived event
+
+    @property
+    def object(self) -> Raw:
+        """The JSON of `object`, as it came; read when it is asked for, since few events are asked."""
+        return _decode_object(self.raw).object
 
 
 class Bad(msgspec.Struct, gc=False):

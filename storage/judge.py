@@ -7,7 +7,6 @@ stumbles over goes to `storage.slow_judge`, which looks at each field by itself 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from sys import intern
 from typing import Any
 
 import msgspec
@@ -36,10 +35,14 @@ class _Stamp(msgspec.Struct, gc=False):
     id: Any = None
 
 
+class _Object(msgspec.Struct, frozen=True, gc=False):
+    item: Raw | UnsetType = UNSET
+
+
 class _Wire(msgspec.Struct, gc=False):
     subject: _Subject
     verb: str | _Verb
-    object: Raw = Raw(b"null")
+    object: _Object = _Object()  # what is no object goes the slow way
     context: _Context = None  # type: ignore[assignment]  # where it is missing; a null is no usable time
     event: _Stamp = None  # type: ignore[assignment]  # likewise
 
@@ -57,10 +60,6 @@ class _RawTimes(msgspec.Struct):
     event: _RawStamp | UnsetType = UNSET
 
 
-class _ItemObject(msgspec.Struct, gc=False):
-    item: Raw
-
-
 class _Item(msgspec.Struct, gc=False):
     id: int | str
     count: int | float = 1
@@ -68,15 +67,7 @@ class _Item(msgspec.Struct, gc=False):
 
 _decode_wire = msgspec.json.Decoder(_Wire).decode
 _decode_times = msgspec.json.Decoder(_RawTimes).decode
-_decode_item_object = msgspec.json.Decoder(_ItemObject).decode
 _decode_item = msgspec.json.Decoder(_Item).decode
-
-
-def read_item(obj: Raw) -> Item:
-    """The item of an object that the judge has let pass."""
-    raw = _decode_item_object(obj).item
-    item = _decode_item(raw)
-    return Item(intern(str(item.id)), item.count, bytes(raw))
 
 
 def decode(block: Block, log: str, partition: int, clock: int, max_line: int, max_depth: int = MAX_DEPTH) -> Batch:
@@ -84,39 +75,52 @@ def decode(block: Block, log: str, partition: int, clock: int, max_line: int, ma
     events: list[Event] = []
     bad: list[Bad] = []
     offset = block.start
-    sound = _is_utf8(block.lines)
+    # What is as short as this cannot nest too deeply, each bracket closed; other lines are looked at one by one.
+    plain = min(max_line, 2 * max_depth) if _is_utf8(block.lines) and not block.oversized else -1
+    add, fast = events.append, _judge_fast
     for index, line in enumerate(block.lines):
         length = len(line)
         try:
-            if length > max_line or (block.oversized and index in block.oversized):
+            if length <= plain:
+                event = fast(line, offset, clock, max_depth)
+            else:
                 length = block.oversized.get(index, length)
-                raise Rejected(f"too long: {length} bytes, at most {max_line}")
-            event = judge(line, offset, clock, sound, max_depth)
+                if length > max_line:
+                    raise Rejected(f"too long: {length} bytes, at most {max_line}")
+                event = judge(line, offset, clock, max_depth)
             clock = event.clock
-            events.append(event)
+            add(event)
         except Rejected as error:
             bad.append(Bad(offset, str(error), length, line[:HEAD], clock))
         offset += length + 1
     return Batch(log, partition, block.start, block.end, len(block.lines), events, bad, clock)
 
 
-def judge(line: bytes, offset: int, clock: int, sound: bool = False, max_depth: int = MAX_DEPTH) -> Event:
-    """The event of one line; `sound` says that its UTF-8 was checked already.
+def judge(line: bytes, offset: int, clock: int, max_depth: int = MAX_DEPTH) -> Event:
+    """The event of one line.
 
     Raises:
         Rejected: the line is bad; the text is its reason.
     """
-    if (len(line) > 2 * max_depth and line.count(b"[") + line.count(b"{") > max_depth) or not (
-        sound or _is_utf8([line])
-    ):
+    if line.count(b"[") + line.count(b"{") > max_depth or not _is_utf8([line]):
         return judge_slowly(line, offset, clock, max_depth)
+    return _judge_fast(line, offset, clock, max_depth)
+
+
+def _judge_fast(line: bytes, offset: int, clock: int, max_depth: int) -> Event:
+    """`judge` for a line that is known to be UTF-8 and not too deep."""
     try:
         wire = _decode_wire(line)
         verb: Any = wire.verb
         if verb.__class__ is not str:
             verb = verb.type
-        item = read_item(wire.object) if verb in ITEM_VERBS else None
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        item = None
+        if verb in ITEM_VERBS:
+            raw: Any = wire.object.item
+            found = _decode_item(raw)  # a TypeError where there is none
+            ident: Any = found.id
+            item = Item(ident if ident.__class__ is str else str(ident), found.count, bytes(raw))
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, TypeError):
         return judge_slowly(line, offset, clock, max_depth)
     at: Any = wire.context
     if at is not None:
@@ -127,7 +131,9 @@ def judge(line: bytes, offset: int, clock: int, sound: bool = False, max_depth: 
     event_id: Any = None
     stamp = wire.event
     if stamp is not None:
-        event_id = stamp.id if stamp.id.__class__ is str else None
+        event_id = stamp.id
+        if event_id is not None and event_id.__class__ is not str:
+            event_id = None
         inserted_at: Any = stamp.inserted_at
         if inserted_at.__class__ is not int or not SECONDS_BELOW <= inserted_at <= LATEST:
             inserted_at = _time(inserted_at, line, "event.inserted_at")
@@ -142,10 +148,7 @@ def judge(line: bytes, offset: int, clock: int, sound: bool = False, max_depth: 
     subject = wire.subject
     ident = subject.id
     key = ident if ident.__class__ is str else str(ident)
-    kind = subject.type
-    if kind.__class__ is str:
-        kind = intern(kind)  # few words, many events: one object each
-    return Event(offset, line, ident, key, kind, intern(verb), wire.object, at, clock, item, event_id)
+    return Event(offset, line, ident, key, subject.type, verb, at, clock, item, event_id)
 
 
 def _time(value: int | float | str | UnsetType | None, line: bytes, field: str) -> int | None:

@@ -42,10 +42,9 @@ def judge_slowly(line: bytes, offset: int, clock: int, max_depth: int = MAX_DEPT
     item = _item(document) if verb in ITEM_VERBS else None
     clock = max(clock, taken)
     happened = clock if at is None else min(at, clock)
-    obj = document.get("object", Raw(b"null"))
     kind = _text(subject.get("type")) if subject else None
     event_id = _text((_inner(document.get("event")) or {}).get("id"))
-    return Event(offset, line, ident, str(ident), kind, verb, obj, happened, clock, item, event_id)
+    return Event(offset, line, ident, str(ident), kind, verb, happened, clock, item, event_id)
 
 
 def parse(line: bytes, max_depth: int = MAX_DEPTH) -> Fields:

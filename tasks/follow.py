@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import orjson
@@ -97,16 +98,20 @@ class PartitionFollower:
                 "a tick lies before the checkpoint", where=f"processor {self.processor.name}, {self.reader.name}",
                 found=end, expected=f"at least {position.offset}", do="Restore the log `clock` and the database together",
             )  # fmt: skip
-        cache = self.run.derived_batches if self.derived_source else self.run.batches
+        cache, log = self.run.derived_batches if self.derived_source else self.run.batches, self.processor.reads
         while position.offset < end:
             if self.run.stop.is_set():
                 raise Stopped("stopped between two batches")
-            batch = cache.get(self.reader, self.processor.reads, self.partition, position.offset, end, position.clock)
-            if batch is None:
-                break
-            self._take(batch)
-            if self._is_enough():
-                self._commit()
+            catching_up = end - position.offset > self.run.store.settings.batch_bytes
+            if catching_up:
+                cache.keep_pace(self.reader, log, self.partition, position.offset)
+            with self.run.turn if catching_up else nullcontext():
+                batch = cache.get(self.reader, log, self.partition, position.offset, end, position.clock)
+                if batch is None:
+                    break
+                self._take(batch)
+                if self._is_enough():
+                    self._commit()
 
     def _is_enough(self) -> bool:
         """Whether what is pending makes a commit: by its bytes, by the work in it, or by the memory that its state takes."""

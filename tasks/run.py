@@ -47,6 +47,8 @@ class Run:
         self.stop = threading.Event()
         self.notes: list[str] = []
         """What a person should be told: settings that changed, tails that were cut."""
+        self.turn = threading.Lock()
+        """Held for a batch, by whoever catches up: one at a time on the same batch is much quicker than all at once."""
         settings = store.settings
         self.batches = BatchCache(settings.batch_bytes, settings.max_line, stop=self.stop)
         # A derived line carries its cause, so it may be longer and nest deeper than a raw one.

@@ -65,30 +65,36 @@ class Processor(contract.Processor[Customer]):
 
     def process(self, batch: Batch, state: contract.States[Customer], out: contract.Output) -> None:
         """Take the interactions of customers; leave out other subjects, excluded verbs, and what is too old to count."""
-        timeout, excluded = self.settings.timeout, set(self.settings.excluded)
-        get, put, apply = state.get, state.put, basket.apply
+        timeout, excluded = self.settings.timeout, frozenset(self.settings.excluded)
+        changes, apply = basket.VERBS, basket.apply
+        customers: dict[str, Customer] = {}  # those of this batch, as they stand
+        known = customers.get
         ignored = 0
         for event in batch.events:
-            clock, at = event.clock, event.at
-            if event.type != "CUSTOMER" or clock - at > FORGET or event.verb in excluded:
+            clock, at, verb = event.clock, event.at, event.verb
+            if event.type != "CUSTOMER" or clock - at > FORGET or verb in excluded:
                 ignored += 1
                 continue
-            customer = get(event.key)
+            key = event.key
+            customer = known(key)
             if customer is None:
-                customer = Customer()
-            elif clock > customer.last + timeout:
-                customer = self._after_gap(event, customer, out)
-            if customer.flagged and customer.last < at <= customer.last + timeout:
-                self._retract(event, customer, out)
-            if customer.open and event.verb == basket.ORDERED:
-                self._recover(event, customer, out)
-            apply(customer.items, event)
+                customer = customers[key] = state.get(key) or Customer()
             last = customer.last
+            if clock > last + timeout:
+                customer = customers[key] = self._after_gap(event, customer, out)
+                last = customer.last
+            if customer.flagged and last < at <= last + timeout:
+                self._retract(event, customer, out)
+            if verb in changes:
+                if verb == basket.ORDERED and customer.open:
+                    self._recover(event, customer, out)
+                apply(customer.items, event)
             if at > last:
                 if last < 0 or at > last + timeout:
                     customer.started = at
                 customer.last, customer.cause, customer.flagged = at, event.offset, False
-            put(event.key, customer, self._due(customer))
+        for key, customer in customers.items():
+            state.put(key, customer, self._due(customer))
         out.ignored += ignored
 
     def due(self, as_of: int) -> int:

@@ -42,17 +42,6 @@ class Seen(msgspec.Struct, array_like=True):
     mean: float = 0.0
     squares: float = 0.0
 
-    def std(self) -> float:
-        """The standard deviation of what was seen so far."""
-        return math.sqrt(self.squares / self.samples) if self.samples else 0.0
-
-    def learn(self, value: float) -> None:
-        """Take one more sample."""
-        self.samples += 1
-        delta = value - self.mean
-        self.mean += delta / self.samples
-        self.squares += delta * (value - self.mean)
-
 
 class Processor(contract.Processor[Seen]):
     """Gives UNEXPECTED_DATA."""
@@ -69,26 +58,49 @@ class Processor(contract.Processor[Seen]):
 
     def process(self, batch: Batch, state: contract.States[Seen], out: contract.Output) -> None:
         """Score and learn every measure of every event; an event that has none of them is ignored."""
-        measures_of = self._measures.of
+        measures_of, may_have, take = self._measures.of, self._measures.may_be_in, self._take
+        learnt: dict[str, Seen] = {}
+        ignored = 0
         for event in batch.events:
-            values = measures_of(event)
+            values = measures_of(event) if may_have(event) else ()
             if not values:
-                out.ignored += 1
+                ignored += 1
             for measure, value in values:
-                self._take(event, measure, value, state, out)
+                take(event, measure, value, learnt, state, out)
+        for key, seen in learnt.items():
+            state.put(key, seen)
+        out.ignored += ignored
 
-    def _take(self, event: Event, measure: str, value: Any, state: contract.States[Seen], out: contract.Output) -> None:
+    def _take(
+        self,
+        event: Event,
+        measure: str,
+        value: Any,
+        learnt: dict[str, Seen],
+        state: contract.States[Seen],
+        out: contract.Output,
+    ) -> None:
         key, expected = self._known.get((event.verb, measure)) or self._know(event.verb, measure)
-        seen = state.get(key) or Seen()
-        mean, std = (expected.mean, expected.std) if expected else (seen.mean, seen.std())
+        seen = learnt.get(key)
+        if seen is None:
+            seen = state.get(key) or Seen()
+        samples = seen.samples
+        if expected is None:
+            mean, std = seen.mean, math.sqrt(seen.squares / samples) if samples else 0.0
+        else:
+            mean, std = expected.mean, expected.std
         if value.__class__ is bool or not -BEYOND <= value <= BEYOND:  # an infinity is beyond everything
             self._flag(event, measure, value, (mean, std, None), seen, out)
             return
         distance = abs(value - mean)
-        if distance > self.settings.deviations * std and (expected or seen.samples >= self.settings.samples):
+        if distance > self.settings.deviations * std and (expected or samples >= self.settings.samples):
             self._flag(event, measure, value, (mean, std, distance / std if std else None), seen, out)
-        seen.learn(value)
-        state.put(key, seen)
+        # Welford's way: one sample at a time, nothing kept of those before.
+        seen.samples = samples + 1
+        delta = value - seen.mean
+        seen.mean += delta / seen.samples
+        seen.squares += delta * (value - seen.mean)
+        learnt[key] = seen
 
     def _know(self, verb: str, measure: str) -> tuple[str, Expected | None]:
         key = f"{verb} {measure}"

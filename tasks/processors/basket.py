@@ -8,11 +8,12 @@ from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from storage.event import Event
+from storage.event import ITEM_VERBS, Event
 from storage.times import parse_number
 
 REMOVED = "REMOVED_ITEM_FROM_BASKET"
 ORDERED = "ORDERED"
+VERBS = ITEM_VERBS | {REMOVED, ORDERED}  # what may change a basket
 # Prices and counts are added and multiplied as they are written; what is out of all reach becomes infinite.
 _EXACT = Context(prec=400, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[])
 _LONGEST_CHAIN = 8
@@ -51,8 +52,8 @@ def apply(items: dict[str, bytes], event: Event) -> None:
     if item is not None:
         if item.count <= 0:
             items.pop(item.key, None)
-        elif item.key in items:
-            chain = items[item.key] + b"\n" + item.raw
+        elif (before := items.get(item.key)) is not None:
+            chain = before + b"\n" + item.raw
             items[item.key] = stands(chain) if chain.count(b"\n") >= _LONGEST_CHAIN else chain
         else:
             items[item.key] = item.raw

@@ -105,14 +105,7 @@ class _Fields:
         ]
         self._decode = msgspec.json.Decoder(msgspec.defstruct("Fields", fields, gc=False)).decode
         self._plan = [(f"f{i}", name, name in leaves, inner.get(name)) for i, name in enumerate(names)]
-        self._words = [f'"{name}"'.encode() for name in names]
-
-    def may_be_in(self, raw: bytes) -> bool:
-        """Whether any of the fields may be there: a look at the bytes, much cheaper than decoding them."""
-        for word in self._words:  # a plain loop: this is asked of every event
-            if word in raw:
-                return True
-        return b"\\u" in raw  # a name may be written in escapes
+        self.words = [f'"{name}"'.encode() for name in names]
 
     def read(self, raw: Raw | bytes, prefix: tuple[str, ...], found: list[tuple[tuple[str, ...], bytes]]) -> None:
         """Add each path that is there to `found`, with the bytes of its value."""
@@ -150,6 +143,7 @@ class Measures:
             if name != ORDER_TOTAL:
                 self._declare(name)
         self._fields = _Fields(sorted({*self._texts, *self._jsons, *self._numbers}))
+        self._words = self._fields.words
 
     def of(self, event: Event) -> list[tuple[str, Any]]:
         """Each measure's name with its value in `event`: a number, or the boolean that stands where one was expected."""
@@ -158,12 +152,19 @@ class Measures:
             total = basket.total(basket.order_items(event, {}))
             if total is not None:
                 values.append((ORDER_TOTAL, float(total)))
-        if self._fields.may_be_in(event.raw):
-            found: list[tuple[tuple[str, ...], bytes]] = []
-            self._fields.read(event.object, (), found)
-            for path, literal in found:
-                self._measure(path, literal, values)
+        found: list[tuple[tuple[str, ...], bytes]] = []
+        self._fields.read(event.object, (), found)
+        for path, literal in found:
+            self._measure(path, literal, values)
         return values
+
+    def may_be_in(self, event: Event) -> bool:
+        """Whether any measure may be there: a look at the bytes, much cheaper than decoding them."""
+        raw = event.raw
+        for word in self._words:  # a plain loop: this is asked of every event
+            if word in raw:
+                return True
+        return b"\\u" in raw or (self._order_total and event.verb == basket.ORDERED)  # a name may be written in escapes
 
     def _declare(self, name: str) -> None:
         head, *path = name.split(".")
