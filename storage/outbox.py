@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from storage.commit import Pending, Position, commit
 from storage.database import Database
 from storage.derived import DerivedWriter
+from storage.errors import ConflictError
 from storage.reader import PartitionReader
 from storage.steps import reached
 from storage.store import Store
@@ -103,7 +104,18 @@ class Outbox:
 
     def claim(self, mail: Mail) -> None:
         """Note durably that `mail` is about to be sent: from here on a crash leaves it UNKNOWN, never sent again."""
-        self._set(mail, state=CLAIMED, attempts=mail.attempts + 1)
+        claim = sa.update(_DELIVERY).where(_DELIVERY.c.event_id == mail.event_id, _DELIVERY.c.state == WAITING)
+        with self._database.write() as connection:
+            taken = connection.execute(
+                claim.values(state=CLAIMED, attempts=mail.attempts + 1, reason="", changed_at=now())
+            )
+            if taken.rowcount != 1:
+                raise ConflictError(
+                    "another run has taken this mail",
+                    where=mail.event_id,
+                    expected=WAITING,
+                    do="This run has not sent it; the other one goes on",
+                )
         reached("mail-claimed")
 
     def put_back(self, mail: Mail, next_at: int, reason: str) -> None:
