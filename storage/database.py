@@ -44,7 +44,7 @@ class Database:
             _make_private(url.database)
         else:
             postgresql.check_driver()
-            options = postgresql.connect_options()
+            options = dict(postgresql.connect_options())
         engine = sa.create_engine(url, **options)
         if engine.dialect.name == "sqlite":
             sa.event.listen(engine, "connect", _configure_sqlite)
@@ -146,7 +146,7 @@ def _make_private(file: str | None) -> None:
             os.close(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600))
         except OSError:
             return  # SQLite says why in its own words
-        if os.stat(file).st_mode & 0o077:
+        if Path(file).stat().st_mode & 0o077:
             Path(file).chmod(0o600)
 
 

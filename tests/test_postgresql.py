@@ -96,7 +96,7 @@ def test_the_second_of_two_claims_and_of_two_swaps_is_refused(url: str, make_sto
     submitted(store, 1)
     one, two = Outbox(store, "deliveries"), Outbox(store, "deliveries")
     reader, position = store.reader("reactions", 0), load_position(store.database, "deliver", 1, "reactions", 0)
-    mail = {"event_id": "a", "log": "reactions", "generation": 1, "partition": 0, "offset": 0, "recipient_type": "CLIENT",
+    mail = {"event_id": "a", "state": "WAITING", "reason": "", "log": "reactions", "generation": 1, "partition": 0, "offset": 0, "recipient_type": "CLIENT",
             "recipient_id": "1", "not_after": now() + 1000, "changed_at": now()}  # fmt: skip
     again = load_position(store.database, "deliver", 1, "reactions", 0)
     assert again == position
