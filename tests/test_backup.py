@@ -169,6 +169,22 @@ class TestNobodyTwice:
             assert deliver(again).states == {"SENT": 1}
             self._once(server, 1)
 
+    @pytest.mark.only("sqlite")
+    def test_a_lost_database_learns_from_the_log_what_was_sent(self, make_store: MakeStore) -> None:
+        with SmtpServer() as server:
+            store = make_store(mail_url=server.url)
+            save_contacts(store.database, [ANN])
+            submitted(store, 1, 1)
+            assert deliver(store).states == {"SENT": 2}
+            close(store)
+            lose(store.home, "afterlog.db", "afterlog.db-wal", "afterlog.db-shm")
+            again = make_store(mail_url=server.url)
+            save_contacts(again.database, [ANN])
+            submitted(again, 1)
+            assert deliver(again).states == {"SENT": 1}
+            assert Counter(states(again).values()) == {"SENT": 3}
+            self._once(server, 3)
+
     def test_what_is_too_old_needs_nobody(self, make_store: MakeStore, command: Command) -> None:
         store = make_store()
         save_contacts(store.database, [ANN])
