@@ -27,6 +27,10 @@ app.command(
 )
 app.command("deployments.cli_contacts:contacts", name="contacts", help="The address book.")
 app.command("deployments.cli_status:status", help="Show how far each processor has come, and the mails by state.")
+app.command("deployments.cli_backup:backup", help="Write a backup of the database and the logs, while everything runs.")
+app.command(
+    "deployments.cli_backup:restore", help="Put a backup back; nothing of a log is lost, nobody is mailed twice."
+)
 
 
 @app.command
@@ -57,6 +61,7 @@ def demo(*, once: bool = False, port: int | None = None) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and end the process: 0 done, 1 the work failed, 2 wrong usage or settings."""
     steps.arm_from_environment()
+    os.umask(0o077)  # whatever is made here and by what it starts is for its owner only
     signal.signal(signal.SIGTERM, _interrupt)
     sys.exit(_run(arguments))
 

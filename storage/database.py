@@ -1,10 +1,12 @@
 """The database: made and migrated at first use, one writer's transaction at a time.
 
-SQLite in WAL with synchronous FULL is the default; nothing here is said that PostgreSQL would not understand.
+SQLite in WAL with synchronous FULL is the default, PostgreSQL the other. A transaction that reads before it writes is safe
+on both: SQLite lets one writer in at a time; elsewhere a swap (`UPDATE ... WHERE` what was read) finds out.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -14,11 +16,12 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from storage.errors import AfterlogError, UsageError
+from storage import postgresql
+from storage.errors import AfterlogError
 from storage.locks import locked
 from storage.tables import CommittedEnd, LiveGeneration
 
-HEAD = "0001"  # the newest migration; a test holds it against the scripts
+HEAD = "0002"  # the newest migration; a test holds it against the scripts
 
 
 class Database:
@@ -32,18 +35,22 @@ class Database:
         """The engine, its schema at the newest migration.
 
         Raises:
-            UsageError: the URL is none that SQLAlchemy knows.
+            UsageError: the URL is none of a database that Afterlog knows.
             AfterlogError: the database is newer than this program.
         """
-        try:
-            engine = sa.create_engine(self.url, **self._options())
-        except sa.exc.ArgumentError as error:
-            raise UsageError(
-                f"setting AFTERLOG_DATABASE_URL: {error}", do="Give a URL such as sqlite:////path"
-            ) from error
+        url = postgresql.database_url(self.url)
+        if url.get_backend_name() == "sqlite":
+            options: dict[str, Any] = {"connect_args": {"timeout": 60, "check_same_thread": False}}
+            _make_private(url.database)
+        else:
+            postgresql.check_driver()
+            options = dict(postgresql.connect_options())
+        engine = sa.create_engine(url, **options)
         if engine.dialect.name == "sqlite":
             sa.event.listen(engine, "connect", _configure_sqlite)
             sa.event.listen(engine, "begin", _begin_immediate)
+        else:
+            sa.event.listen(engine, "connect", postgresql.configure)
         self._migrate(engine)
         return engine
 
@@ -79,11 +86,6 @@ class Database:
         if "engine" in self.__dict__:
             self.engine.dispose()
 
-    def _options(self) -> dict[str, Any]:
-        if self.url.startswith("sqlite"):
-            return {"connect_args": {"timeout": 60, "check_same_thread": False}}
-        return {"pool_pre_ping": True}
-
     def _migrate(self, engine: sa.Engine) -> None:
         if _revision(engine) == HEAD:
             return
@@ -103,7 +105,7 @@ class Database:
                 except CommandError as error:
                     raise AfterlogError(
                         f"the database is of another version of Afterlog: {error}",
-                        where=engine.url.render_as_string(hide_password=True),
+                        where=postgresql.shown(engine.url),
                         do="Run the version of Afterlog that wrote it, or a newer one",
                     ) from error
 
@@ -117,15 +119,35 @@ def _revision(engine: sa.Engine) -> str | None:
 
 @contextmanager
 def _in_a_sentence(engine: sa.Engine) -> Iterator[None]:
-    """Tell what the database refused without a page of SQL around it."""
+    """Tell what the database refused without a page of SQL around it, and never its password."""
     try:
         yield
     except DBAPIError as error:
+        said = " ".join(str(error.orig).split())
+        for secret in postgresql.secrets(engine.url):
+            said = said.replace(secret, "***")
+        if error.connection_invalidated:
+            raise AfterlogError(
+                f"the connection to the database was lost: {said}",
+                where=postgresql.shown(engine.url),
+                do="Start it again: what was committed stands, and the work goes on from there",
+            ) from error
         raise AfterlogError(
-            f"the database refused: {error.orig}",
-            where=engine.url.render_as_string(hide_password=True),
-            do="Nothing was changed; check its disk, its rights and AFTERLOG_DATABASE_URL",
+            f"the database refused: {said}",
+            where=postgresql.shown(engine.url),
+            do="Nothing was changed; check that it runs, its disk, its rights and AFTERLOG_DATABASE_URL",
         ) from error
+
+
+def _make_private(file: str | None) -> None:
+    """Have the database's file for its owner only; SQLite gives the files beside it the same rights."""
+    if file and not file.startswith(("file:", ":memory:")):
+        try:
+            os.close(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600))
+        except OSError:
+            return  # SQLite says why in its own words
+        if Path(file).stat().st_mode & 0o077:
+            Path(file).chmod(0o600)
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:

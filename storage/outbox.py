@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from storage.commit import Pending, Position, commit
 from storage.database import Database
 from storage.derived import DerivedWriter
+from storage.errors import ConflictError
 from storage.reader import PartitionReader
 from storage.steps import reached
 from storage.store import Store
@@ -23,12 +24,17 @@ from storage.tables import Contact, Delivery, Order, Settled
 from storage.times import now
 
 WAITING, CLAIMED, SENT, SUPPRESSED, FAILED, UNKNOWN = "WAITING", "CLAIMED", "SENT", "SUPPRESSED", "FAILED", "UNKNOWN"
+MAY_HAVE_BEEN_SENT = "it may have been sent before a backup was put back"
 
 _DELIVERY: sa.Table = Delivery.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
 _INSERT = (
     'INSERT INTO delivery (event_id, state, log, generation, partition, "offset", recipient_type, recipient_id, not_after, '
-    "next_at, attempts, reason, changed_at) VALUES (:event_id, 'WAITING', :log, :generation, :partition, :offset, "
-    ":recipient_type, :recipient_id, :not_after, 0, 0, '', :changed_at) ON CONFLICT (event_id) DO NOTHING"
+    "next_at, attempts, reason, changed_at) VALUES (:event_id, :state, :log, :generation, :partition, :offset, "
+    ":recipient_type, :recipient_id, :not_after, 0, 0, :reason, :changed_at) ON CONFLICT (event_id) "
+)
+_TAKE_IN = _INSERT + "DO NOTHING"
+_ADOPT = sa.text(
+    _INSERT + "DO UPDATE SET state = excluded.state, reason = excluded.reason, changed_at = excluded.changed_at"
 )
 _SETTLED = (
     "INSERT INTO settled (abandonment, verb, event_id) VALUES (:abandonment, :verb, :event_id) "
@@ -86,8 +92,11 @@ class Outbox:
         mails: Sequence[Mapping[str, Any]],
         settled: Sequence[Mapping[str, Any]],
     ) -> None:
-        """Queue what was read up to `position`, each event once, whatever was read before."""
-        pending: list[Any] = [(sql, rows) for sql, rows in ((_INSERT, mails), (_SETTLED, settled)) if rows]
+        """Queue what was read up to `position`, each event once, whatever was read before.
+
+        A mail is WAITING, or CLAIMED where it may have been sent before; `give_up` makes that UNKNOWN.
+        """
+        pending: list[Any] = [(sql, rows) for sql, rows in ((_TAKE_IN, mails), (_SETTLED, settled)) if rows]
         commit(self._database, source, None, position, Pending(statements=pending))
 
     def waiting(self, wall: int, limit: int) -> list[Mail]:
@@ -103,7 +112,18 @@ class Outbox:
 
     def claim(self, mail: Mail) -> None:
         """Note durably that `mail` is about to be sent: from here on a crash leaves it UNKNOWN, never sent again."""
-        self._set(mail, state=CLAIMED, attempts=mail.attempts + 1)
+        claim = sa.update(_DELIVERY).where(_DELIVERY.c.event_id == mail.event_id, _DELIVERY.c.state == WAITING)
+        with self._database.write() as connection:
+            taken = connection.execute(
+                claim.values(state=CLAIMED, attempts=mail.attempts + 1, reason="", changed_at=now())
+            )
+            if taken.rowcount != 1:
+                raise ConflictError(
+                    "another run has taken this mail",
+                    where=mail.event_id,
+                    expected=WAITING,
+                    do="This run has not sent it; the other one goes on",
+                )
         reached("mail-claimed")
 
     def put_back(self, mail: Mail, next_at: int, reason: str) -> None:
@@ -131,11 +151,18 @@ class Outbox:
         """
         for partition in self.store.partitions(self.log):
             self._adopt_tail(partition)
+        return self.give_up()
+
+    def give_up(self, reason: str | None = None) -> int:
+        """Settle claims as UNKNOWN, all of them or those of one `reason`; gives how many."""
         wanted = sa.select(_DELIVERY).where(_DELIVERY.c.state == CLAIMED)
+        if reason is not None:
+            wanted = wanted.where(_DELIVERY.c.reason == reason)
         with self._database.read() as connection:
             claimed = [Mail(**row) for row in connection.execute(wanted).mappings()]
         if claimed:
-            self.settle([Result(mail, UNKNOWN, "the sender died while it was sending") for mail in claimed])
+            died = "the sender died while it was sending"
+            self.settle([Result(mail, UNKNOWN, mail.reason or died) for mail in claimed])
         return len(claimed)
 
     def contact(self, mail: Mail) -> Contact | None:
@@ -177,9 +204,7 @@ class Outbox:
             return
         with self._database.write() as connection:
             for line in tail[:whole].splitlines():
-                event = orjson.loads(line)
-                obj = event["object"]
-                self._update(connection, obj["id"], state=event["verb"], reason=obj.get("reason", ""))
+                connection.execute(_ADOPT, [_row_of(orjson.loads(line))])
             connection.execute(_SET_END, [{"log": self.log, "partition": partition, "end": end + whole}])
 
     def _set(self, mail: Mail, **values: Any) -> None:
@@ -201,6 +226,16 @@ class Outbox:
                 daily=settings.segment_daily,
             )
         return self._writers[partition]
+
+
+def _row_of(event: Mapping[str, Any]) -> dict[str, Any]:
+    """A row for what the log says became of a mail; an older database may not know the mail yet."""
+    obj, source = event["object"], event.get("context", {}).get("source", {})
+    return {
+        "event_id": obj["id"], "state": event["verb"], "log": source.get("log", ""), "generation": 1,
+        "partition": source.get("partition", 0), "offset": source.get("offset", 0), "recipient_type": "",
+        "recipient_id": "", "not_after": 0, "reason": obj.get("reason", ""), "changed_at": now(),
+    }  # fmt: skip
 
 
 def _line(result: Result) -> bytes:

@@ -30,9 +30,9 @@ class Checkpoint(SQLModel, table=True):
     clock: int = Field(default=0, sa_column=_big())
     as_of: int = Field(default=0, sa_column=_big())  # the greatest tick applied
     tick_offset: int = Field(default=0, sa_column=_big())  # next offset in the log `clock`
-    commit: int = 0  # raised by each commit: a second writer finds another number
+    commit: int = Field(default=0, sa_column=_big())  # raised by each commit: a second writer finds another number
     version: str = ""  # of settings and code, as recorded in the log `clock`
-    changed_at: int = -1  # the commit number at which the version last changed
+    changed_at: int = Field(default=-1, sa_column=_big())  # the commit number at which the version last changed
     committed_at: int = Field(default=0, sa_column=_big())  # wall time, for people
     lines: int = Field(default=0, sa_column=_big())
     processed: int = Field(default=0, sa_column=_big())
@@ -111,6 +111,13 @@ class Delivery(SQLModel, table=True):
     attempts: int = 0
     reason: str = ""
     changed_at: int = Field(sa_column=_big())
+
+
+class Restored(SQLModel, table=True):
+    """A moment at which a backup was put back, and how far the raw logs went then (JSON, by `log/partition`)."""
+
+    at: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    ends: str
 
 
 class Settled(SQLModel, table=True):

@@ -17,13 +17,14 @@ import msgspec
 from storage.commit import Position, load_position
 from storage.errors import Stopped, UsageError
 from storage.event import Event
-from storage.outbox import FAILED, SENT, SUPPRESSED, UNKNOWN, Mail, Outbox, Result
+from storage.outbox import CLAIMED, FAILED, MAY_HAVE_BEEN_SENT, SENT, SUPPRESSED, UNKNOWN, WAITING, Mail, Outbox, Result
 from storage.reader import PartitionReader
 from storage.times import now
 from tasks.guards import Guards, read_event
 from tasks.mail import AddressError, MailError, compose, parse_address
 from tasks.mail_url import parse_mail_url
 from tasks.process import IDLE_WAIT, UNCONFIRMED_WAIT
+from tasks.restored import Restores
 from tasks.run import Run
 from tasks.sending import NotSent, OutcomeUnknown, Transport
 from tasks.topology import DELIVER, DELIVERIES
@@ -78,7 +79,7 @@ class Deliverer:
         self.run, self.settings = run, run.store.settings
         self.summary = DeliverySummary()
         self.outbox = Outbox(run.store, DELIVERIES)
-        self._guards = Guards(run, self.outbox)
+        self._guards, self._restores = Guards(run, self.outbox), Restores(run)
         logs = [*run.topology.mail_logs(), "baskets"]
         self._sources = [self._open(log, part) for log in logs for part in run.store.partitions(log)]
         self._transport: Transport = open_transport(
@@ -141,14 +142,20 @@ class Deliverer:
             position.processed += len(mails) + len(settled)
             position.ignored += len(batch.events) - len(mails) - len(settled)
             self.outbox.take_in(source.reader, position, mails, settled)
+            if any(mail["state"] == CLAIMED for mail in mails):
+                self.summary.states[UNKNOWN] += self.outbox.give_up(MAY_HAVE_BEEN_SENT)
             self.summary.taken_in += len(mails)
             moved = True
         return moved
 
     def _row(self, event: Event, position: Position) -> dict[str, Any]:
         recipient, context = _decode_recipient(event.object), _decode_wire(event.raw).context
+        doubtful = context.not_after >= now() and self._restores.may_have_been_sent_at(
+            position.log, position.partition, event.offset
+        )
         return {
-            "event_id": event.event_id, "log": position.log, "generation": position.generation,
+            "event_id": event.event_id, "state": CLAIMED if doubtful else WAITING,
+            "reason": MAY_HAVE_BEEN_SENT if doubtful else "", "log": position.log, "generation": position.generation,
             "partition": position.partition, "offset": event.offset, "recipient_type": recipient.type,
             "recipient_id": str(recipient.id), "not_after": context.not_after, "changed_at": now(),
         }  # fmt: skip
@@ -196,7 +203,8 @@ class Deliverer:
         contact = self.outbox.contact(mail)
         try:
             to = parse_address(contact.email if contact else "")
-            self._transport.send(compose(event, to, self.settings.mail_from, datetime.now(UTC)))
+            salt = self._restores.salt(event)
+            self._transport.send(compose(event, to, self.settings.mail_from, datetime.now(UTC), salt))
         except OutcomeUnknown as error:
             return [Result(mail, UNKNOWN, error.reason)]
         except NotSent as error:

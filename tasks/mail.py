@@ -90,10 +90,11 @@ class _OneLineHeader(UnstructuredHeader, BaseHeader):
         return f"{self.name}: {self}{policy.linesep}"
 
 
-def compose(event: Mapping[str, Any], to: str, sender: str, now: datetime) -> EmailMessage:
+def compose(event: Mapping[str, Any], to: str, sender: str, now: datetime, salt: str = "") -> EmailMessage:
     """Compose the message for one EMAIL event, from `sender` to the one address `to`, dated `now`.
 
-    The Message-ID is the SHA-256 of `event.id` at the sender's domain: the same event, the same Message-ID.
+    The Message-ID is the SHA-256 of `event.id` at the sender's domain: the same event, the same Message-ID. `salt` tells
+    events apart that have the same id, since a log lost its end.
 
     Raises:
         AddressError: `to` or `sender` is not one address, or the sender's is not ASCII.
@@ -113,7 +114,7 @@ def compose(event: Mapping[str, Any], to: str, sender: str, now: datetime) -> Em
     message["To"] = Address(username=recipient.username, domain=recipient.domain)
     message["Subject"] = _header_text(subject, 150)
     message["Date"] = now
-    message["Message-ID"] = f"<{_digest(event_id)}@{origin.domain}>"
+    message["Message-ID"] = f"<{_digest(event_id + salt)}@{origin.domain}>"
     message["Auto-Submitted"] = "auto-generated"
     # A line of a message holds at most 998 bytes; the Message-ID names the event in any case.
     message[EVENT_ID_HEADER] = quote(event_id, safe="/:", errors="surrogatepass")[:900]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 
 from storage.settings import load_settings
 from storage.store import Store
+from tests.postgres import Cluster, find_programs
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("AFTERLOG_TEST_SHARED", ROOT.parent / "shared")) / "data"
@@ -38,14 +39,64 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A module that says BOTH_DATABASES runs each of its tests that uses a database on SQLite and on PostgreSQL."""
+    if getattr(metafunc.module, "BOTH_DATABASES", False) and "database" in metafunc.fixturenames:
+        only = metafunc.definition.get_closest_marker("only")
+        metafunc.parametrize("database", only.args if only else ("sqlite", "postgresql"), indirect=True)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Cluster]:
+    """A cluster of the tests' own."""
+    programs = find_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    cluster = Cluster(programs)
+    yield cluster
+    cluster.remove()
+
+
+_urls: dict[Path, str] = {}  # of each HOME whose database is not in it
+
+
 @pytest.fixture
-def make_store(tmp_path: Path) -> Callable[..., Store]:
+def database(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Which database the test runs on: sqlite, unless it asks for another; every HOME has its own."""
+    kind: str = getattr(request, "param", "sqlite")
+    if kind == "postgresql":
+        cluster: Cluster = request.getfixturevalue("postgres")
+        _new_url.append(cluster.create)
+    yield kind
+    for url in _urls.values():
+        cluster.drop(url)
+    _new_url.clear()
+    _urls.clear()
+
+
+_new_url: list[Callable[[], str]] = []
+
+
+def settings_of(home: Path) -> dict[str, str]:
+    """The settings of a HOME: where its database is, made at first need."""
+    if _new_url and home not in _urls:
+        _urls[home] = _new_url[0]()
+    return {"home": str(home)} | ({"database_url": _urls[home]} if home in _urls else {})
+
+
+@pytest.fixture
+def make_store(tmp_path: Path, database: str) -> Iterator[Callable[..., Store]]:
     """Make a store on a HOME under the test's folder, with settings of the test's own."""
+    made: list[Store] = []
 
     def make(folder: str = "home", **settings: object) -> Store:
-        return Store(load_settings(home=tmp_path / folder, **settings))
+        made.append(Store(load_settings(**settings_of(tmp_path / folder), **settings)))
+        return made[-1]
 
-    return make
+    yield make
+    for store in made:
+        if "database" in store.__dict__:
+            store.database.dispose()
 
 
 @pytest.fixture
@@ -59,7 +110,7 @@ def afterlog(
 ) -> subprocess.CompletedProcess[bytes]:
     """Run the command line as a real process on `home`; settings by their names, `timeout="45m"` say."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("AFTERLOG_") or k.startswith("AFTERLOG_TEST_")}
-    env |= {"AFTERLOG_HOME": str(home)} | {f"AFTERLOG_{k.upper()}": v for k, v in settings.items()}
+    env |= {f"AFTERLOG_{k.upper()}": v for k, v in (settings_of(home) | settings).items()}
     return subprocess.run(
         [sys.executable, "-m", "deployments.cli", *arguments], input=stdin, capture_output=True, env=env, timeout=300,
         cwd=ROOT, check=False,

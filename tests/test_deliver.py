@@ -34,9 +34,10 @@ from tasks.local import side_by_side
 from tasks.process import FinalTick, process_to_end
 from tasks.run import Run
 from tasks.topology import DELIVERIES, build_topology
-from tests.conftest import ROOT, log_bytes
+from tests.conftest import ROOT, log_bytes, settings_of
 from tests.smtp_server import DROP, HANG, Fault, Received, SmtpServer, refusing_port
 
+BOTH_DATABASES = True
 MakeStore = Callable[..., Store]
 ANN = Entry("CLIENT", "1", "ann@example.com", False)
 MINUTE = 60_000
@@ -522,7 +523,8 @@ class TestTwoRuns:
             store = make_store(mail_url=server.url)
             save_contacts(store.database, [ANN])
             submitted(store, *[1] * 40)
-            env = {**os.environ, "AFTERLOG_HOME": str(store.home), "AFTERLOG_MAIL_URL": server.url}
+            settings = {**settings_of(store.home), "mail_url": server.url}
+            env = {**os.environ, **{f"AFTERLOG_{name.upper()}": value for name, value in settings.items()}}
             command = [sys.executable, "-m", "deployments.cli", "deliver", "--no-prefect"]
             runs = [
                 subprocess.Popen(command, env=env, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -1,0 +1,68 @@
+"""`afterlog backup` and `restore`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from deployments.console import say, show_table
+from storage.backup import make_backup
+from storage.errors import UsageError
+from storage.locks import RunLock
+from storage.restore import mark_restored, read_label, restore_database, restore_logs
+from storage.settings import load_settings
+from storage.store import Store
+from storage.times import show
+from tasks.topology import DELIVER, Topology, build_topology
+
+
+def backup(folder: Path) -> None:
+    """Write a backup of the database and the logs, while everything runs.
+
+    Args:
+        folder: a folder that is new or empty.
+    """
+    settings = load_settings()
+    copied = make_backup(Store(settings), build_topology(settings).derived_logs(), folder)
+    show_table("Backup", ("log", "bytes"), sorted(copied.items()))
+    say(f"backup written to {folder}")
+
+
+def restore(folder: Path | None = None) -> None:
+    """Put a backup back. Logs that have grown since stay; mails that may have been sent since wait for a person.
+
+    Args:
+        folder: the backup. Leave it out where HOME or its database was put back by other means (a disk's snapshot, a dump).
+    """
+    settings = load_settings()
+    store, topology = Store(settings), build_topology(settings)
+    label = None if folder is None else read_label(folder)
+    with _alone(store, topology):
+        if folder is None or label is None:
+            doubtful = mark_restored(store.database, store, topology.derived_logs())
+        else:
+            for name in restore_logs(store, folder):
+                say(f"{name} was put back")
+            doubtful = restore_database(store, folder, topology.derived_logs())
+            say(f"the database is that of {show(label['at'])}")
+    say(
+        f"{doubtful} mails in the queue may have been sent since: those of which the log `deliveries` does not know are UNKNOWN"
+    )
+
+
+@contextmanager
+def _alone(store: Store, topology: Topology) -> Iterator[None]:
+    """Hold every lock, so that nobody works on what is being replaced."""
+    held: list[RunLock] = []
+    try:
+        for name in (*topology.processors, DELIVER):
+            lock = RunLock(store.lock_path(f"{name}.lock"), f"afterlog restore, process {os.getpid()}")
+            if not lock.try_acquire():
+                raise UsageError(f"{name} is at work: {lock.held_by()}", do="Stop `afterlog up` and every run first")
+            held.append(lock)
+        yield
+    finally:
+        for lock in held:
+            lock.release()

@@ -1,0 +1,167 @@
+"""A backup of a HOME while everything runs: the database as it is at one moment, then the logs, which may be longer.
+
+The order is what makes it whole: whatever the database speaks of was durable in the logs before. The copy of the database is an
+SQLite file whichever database it comes from, so a backup can be put back into another one.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+from sqlmodel import SQLModel
+
+from storage import tables  # noqa: F401  # its classes fill the metadata
+from storage.database import HEAD, Database
+from storage.errors import UsageError
+from storage.segment import fsync_directory, list_segments, make_directory, segment_path
+from storage.store import CLOCK, Store
+from storage.times import now
+
+FILE = "afterlog.db"
+LABEL = "backup.json"
+"""Written last: a folder without it is no whole backup."""
+_ROWS = 5_000
+
+
+def make_backup(store: Store, derived: set[str], folder: Path) -> dict[str, int]:
+    """Write a backup into `folder`, which is new or empty; gives how many bytes of each `log/partition` are in it.
+
+    `derived` logs are copied up to their committed ends, others to their last whole line.
+
+    Raises:
+        UsageError: there is something in the folder already.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError("a backup needs a folder of its own", where=str(folder), do="Name one that is new or empty")
+    at = now()
+    try:
+        make_directory(folder)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise UsageError(f"cannot make the folder: {error.strerror}", where=str(folder)) from error
+    copy_database(store.database, folder / FILE)
+    ends = _committed_ends(folder / FILE)
+    copied = {}
+    # A tick names places in other logs, so the clock comes first.
+    for path in sorted((store.home / "logs").iterdir(), key=lambda p: (p.name != CLOCK, p.name in derived, p.name)):
+        name, _, generation = path.name.partition("@")
+        for part in sorted(int(p.name) for p in path.iterdir() if p.name.isdigit()):
+            if name in derived:
+                end = ends.get((name, int(generation or 1), part), 0)
+            else:
+                end = store.reader(name, part, int(generation or 1)).end()
+            copy_segments(path / str(part), folder / "logs" / path.name / str(part), end)
+            copied[f"{path.name}/{part}"] = end
+    label = {"at": at, "schema": HEAD, "logs": copied}
+    _write_file(folder / LABEL, orjson.dumps(label, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    return copied
+
+
+def copy_database(database: Database, path: Path) -> None:
+    """Copy a database as it is at one moment into a new SQLite file."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+    if database.engine.dialect.name == "sqlite":
+        source = database.engine.raw_connection()
+        target = sqlite3.connect(path)
+        try:
+            assert isinstance(source.driver_connection, sqlite3.Connection)  # noqa: S101  # tells the type checker
+            source.driver_connection.backup(target)
+        finally:
+            target.close()
+            source.close()
+    else:
+        copy = Database(f"sqlite:///{path}", path.parent)
+        moment = {"isolation_level": "REPEATABLE READ", "yield_per": _ROWS}
+        with copy.write() as target_rows, database.engine.connect().execution_options(**moment) as source_rows:
+            copy_rows(source_rows, target_rows)
+        copy.dispose()
+        (path.parent / ".migrate.lock").unlink(missing_ok=True)
+    close_file(path)
+
+
+def close_file(path: Path) -> None:
+    """Make an SQLite file whole without the files beside it, durably."""
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA journal_mode=DELETE")
+    connection.close()
+    _sync(path)
+
+
+def copy_rows(source: sa.Connection, target: sa.Connection) -> None:
+    """Replace all rows of one database by those of another; each of them at the newest migration."""
+    for table in SQLModel.metadata.sorted_tables:
+        plain = sa.table(table.name, *(sa.column(c.name, None if _is_money(c) else c.type) for c in table.columns))
+        money = [c.name for c in table.columns if _is_money(c)]
+        target.execute(sa.delete(plain))
+        for part in source.execute(sa.select(*plain.columns)).mappings().partitions(_ROWS):
+            target.execute(sa.insert(plain), [_as_text(dict(row), money) for row in part])
+        number = table.autoincrement_column
+        if target.dialect.name == "postgresql" and number is not None:
+            setval = "SELECT setval(pg_get_serial_sequence(:name, :column), coalesce(max({0}), 0) + 1, false) FROM {1}"
+            target.execute(
+                sa.text(setval.format(f'"{number.name}"', f'"{table.name}"')),
+                {"name": f'"{table.name}"', "column": number.name},
+            )
+
+
+def copy_segments(source: Path, target: Path, end: int) -> None:
+    """Copy a partition's bytes before offset `end`, durably, a file for each segment."""
+    make_directory(target)
+    for segment in list_segments(source):
+        if segment.base < end or segment.base == 0:
+            copy_file(segment.path, segment_path(target, segment.base), end - segment.base)
+    fsync_directory(target)
+
+
+def copy_file(source: Path, target: Path, length: int) -> None:
+    """Copy the first `length` bytes of a file, or all of it where it is shorter; durably, and with its time."""
+    handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with source.open("rb") as reading, os.fdopen(handle, "wb") as writing:
+        while length > 0 and (piece := reading.read(min(length, 1 << 20))):
+            writing.write(piece)
+            length -= len(piece)
+        writing.flush()
+        os.fsync(handle)
+    state = source.stat()
+    os.utime(target, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def _is_money(column: sa.Column[Any]) -> bool:
+    # SQLite knows no exact numbers of its own, and takes them as text.
+    return isinstance(column.type, sa.Numeric) and column.type.asdecimal
+
+
+def _as_text(row: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    for name in names:
+        if row[name] is not None:
+            row[name] = str(row[name])
+    return row
+
+
+def _committed_ends(path: Path) -> dict[tuple[str, int, int], int]:
+    connection = sqlite3.connect(path)
+    try:
+        rows = connection.execute('SELECT log, generation, partition, "end" FROM committed_end').fetchall()
+    finally:
+        connection.close()
+    return {(log, generation, partition): end for log, generation, partition, end in rows}
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(data)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    fsync_directory(path.parent)

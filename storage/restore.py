@@ -1,0 +1,177 @@
+"""Putting a backup back, so that nothing of a log is lost and nobody is mailed twice.
+
+Logs only grow: of two copies of a partition the longer one stays. The database is replaced as a whole, by one that says of every
+mail whose outcome it does not know that it may have been sent since.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+
+from storage import postgresql
+from storage.backup import FILE, LABEL, close_file, copy_file, copy_rows
+from storage.database import Database
+from storage.errors import AfterlogError, UsageError
+from storage.outbox import CLAIMED, FAILED, MAY_HAVE_BEEN_SENT, SENT, SUPPRESSED, UNKNOWN
+from storage.segment import check_contiguous, file_end, fsync_directory, list_segments, make_directory
+from storage.store import Store
+from storage.tables import Delivery
+from storage.tables import Restored as RestoredRow
+from storage.times import now
+
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A moment at which a backup was put back, and how far the logs that are not derived went then."""
+
+    at: int
+    ends: dict[str, int]
+
+
+def read_label(folder: Path) -> dict[str, Any]:
+    """What a backup says of itself.
+
+    Raises:
+        UsageError: the folder is no whole backup.
+    """
+    try:
+        label: dict[str, Any] = orjson.loads((folder / LABEL).read_bytes())
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise UsageError(
+            "no backup, or one that was not finished",
+            where=str(folder),
+            expected=f"a folder with {LABEL}, as `backup` makes it",
+        ) from error
+    return label
+
+
+def restore_logs(store: Store, folder: Path) -> list[str]:
+    """Put back what HOME's logs lack; gives the partitions that were put back. What HOME has more of stays.
+
+    Raises:
+        AfterlogError: a log in HOME and its copy differ where both have bytes; nothing was changed.
+    """
+    wanted: dict[str, list[tuple[Path, Path]]] = {}
+    for source in sorted((folder / "logs").glob("*/*/*.jsonl")):
+        target = store.home / source.relative_to(folder)
+        if not target.exists() or _is_longer(source, target):
+            wanted.setdefault(f"{source.parent.parent.name}/{source.parent.name}", []).append((source, target))
+    for pairs in wanted.values():
+        for source, target in pairs:
+            make_directory(target.parent)
+            draft = target.with_suffix(".restoring")
+            copy_file(source, draft, source.stat().st_size)
+            draft.rename(target)
+            fsync_directory(target.parent)
+        check_contiguous(list_segments(pairs[0][1].parent))
+    return sorted(wanted)
+
+
+def restore_database(store: Store, folder: Path, derived: set[str]) -> int:
+    """Replace the database by the backup's, marked as restored, in one step; gives how many mails are in doubt."""
+    draft = store.home / ".restoring.db"
+    copy_file(folder / FILE, draft, 1 << 62)
+    fresh = Database(f"sqlite:///{draft}", store.home)
+    try:
+        doubtful = mark_restored(fresh, store, derived)  # it is migrated on the way
+        url = postgresql.database_url(store.settings.resolved_database_url)
+        if url.get_backend_name() == "sqlite":
+            fresh.dispose()
+            close_file(draft)
+            _swap_files(draft, Path(str(url.database)))
+        else:
+            moment = {"yield_per": 5_000}
+            with store.database.write() as target, fresh.engine.connect().execution_options(**moment) as source:
+                copy_rows(source, target)
+    finally:
+        fresh.dispose()
+        for path in store.home.glob(".restoring.db*"):
+            path.unlink()
+    return doubtful
+
+
+def mark_restored(database: Database, store: Store, derived: set[str]) -> int:
+    """Write down that a database is an older one from now on; gives how many mails are in doubt.
+
+    A mail without an outcome may have been sent since: the log `deliveries` may still know, else a person must.
+    """
+    table: sa.Table = Delivery.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
+    moment: sa.Table = RestoredRow.__table__  # type: ignore[attr-defined]
+    at, ends = now(), _ends(store, derived)
+    open_ones = table.c.state.not_in([SENT, SUPPRESSED, FAILED, UNKNOWN])
+    with database.write() as connection:
+        connection.execute(sa.insert(moment), [{"at": at, "ends": orjson.dumps(ends).decode()}])
+        done = connection.execute(
+            sa.update(table)
+            .where(open_ones, table.c.not_after >= at)
+            .values(state=CLAIMED, reason=MAY_HAVE_BEEN_SENT, changed_at=at)
+        )
+    return done.rowcount
+
+
+def last_restored(database: Database) -> Restored | None:
+    """The last time that a backup was put back; None if never."""
+    table: sa.Table = RestoredRow.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
+    with database.read() as connection:
+        row = connection.execute(sa.select(table).order_by(table.c.at.desc()).limit(1)).first()
+    return None if row is None else Restored(row.at, orjson.loads(row.ends))
+
+
+def _ends(store: Store, derived: set[str]) -> dict[str, int]:
+    return {
+        f"{log}/{part}": file_end(store.directory(log, part))
+        for log in store.logs()
+        if log not in derived
+        for part in store.partitions(log)
+    }
+
+
+def _is_longer(source: Path, target: Path) -> bool:
+    """Whether a file goes further than another that it begins like.
+
+    Raises:
+        AfterlogError: they differ.
+    """
+    at = 0
+    with source.open("rb") as one, target.open("rb") as two:
+        while True:
+            a, b = one.read(_PIECE), two.read(_PIECE)
+            shared = min(len(a), len(b))
+            if a[:shared] != b[:shared]:
+                raise AfterlogError(
+                    "the log in HOME is another one than the backup's: they differ",
+                    where=str(target),
+                    found=f"other bytes from {at} on, or within {_PIECE} after it",
+                    do="Restore into a new HOME, or move this log away if it is damaged; nothing was changed",
+                )
+            if shared < _PIECE:
+                return len(a) > len(b)
+            at += shared
+
+
+def _swap_files(draft: Path, live: Path) -> None:
+    """Put one SQLite file in another's place; the other one is kept beside it, as it was."""
+    if live.exists():
+        try:
+            old = sqlite3.connect(live)
+            old.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            old.close()
+        except sqlite3.DatabaseError:
+            pass  # a damaged one is what a restore is for
+        kept = live.with_name(live.name + ".replaced")
+        kept.unlink(missing_ok=True)
+        os.link(live, kept)
+    for suffix in ("-wal", "-shm"):  # a later one must never find the log of an earlier one
+        live.with_name(live.name + suffix).unlink(missing_ok=True)
+    shutil.move(draft, live) if draft.stat().st_dev != live.parent.stat().st_dev else draft.replace(live)
+    fsync_directory(live.parent)

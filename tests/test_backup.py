@@ -1,0 +1,313 @@
+"""Backups: made while everything runs, put back older than what was sent since, and nobody is mailed twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import stat
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from deployments import cli_backup
+from storage.contacts import Entry, list_contacts, save_contacts
+from storage.door import append_lines
+from storage.errors import AfterlogError, UsageError
+from storage.locks import RunLock
+from storage.store import Store
+from storage.tables import Delivery
+from storage.times import now
+from tests.conftest import log_bytes, settings_of
+from tests.smtp_server import SmtpServer, refusing_port
+from tests.test_commit import add, derived, process, processed, result, shop, tax
+from tests.test_deliver import ANN, deliver, parsed, submitted
+
+BOTH_DATABASES = True
+MakeStore = Callable[..., Store]
+Command = Callable[..., None]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run a command of the command line on a HOME, in this process."""
+
+    def run(what: Callable[..., None], home: Path, *arguments: object) -> None:
+        for name, value in settings_of(home).items():
+            monkeypatch.setenv(f"AFTERLOG_{name.upper()}", value)
+        what(*arguments)
+
+    return run
+
+
+def states(store: Store) -> dict[str, str]:
+    """What became of each mail, by its row; the log must say the same of those that are settled."""
+    with store.database.read() as connection:
+        rows = connection.execute(sa.select(Delivery.__table__)).mappings().all()  # type: ignore[attr-defined]
+    found = {row["event_id"]: row["state"] for row in rows}
+    logged = {e["object"]["id"]: e["verb"] for e in map(json.loads, log_bytes(store.home, "deliveries").splitlines())}
+    assert {id: state for id, state in found.items() if state != "WAITING"} == logged
+    return found
+
+
+def close(store: Store) -> None:
+    """What ending a process does: its connections go."""
+    store.database.dispose()
+
+
+def lose(home: Path, *what: str) -> None:
+    for name in what:
+        path = home / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+class TestNobodyTwice:
+    """Mails before the backup, mails after it, the backup is put back, and everything runs again."""
+
+    def _life(self, make_store: MakeStore, command: Command, server: SmtpServer, folder: Path) -> Store:
+        """Three mails sent, one in the queue; a backup; then the one of the queue and two more are sent."""
+        store = make_store(mail_url=server.url)
+        save_contacts(store.database, [ANN])
+        submitted(store, 1, 1, 1)
+        assert deliver(store).states == {"SENT": 3}
+        submitted(store, 1)
+        with refusing_port() as port:
+            deliver(make_store(mail_url=f"smtp://127.0.0.1:{port}"))
+        command(cli_backup.backup, store.home, folder)
+        with store.database.write() as connection:
+            connection.exec_driver_sql("UPDATE delivery SET next_at = 0")
+        submitted(store, 1, 1)
+        assert deliver(store).states == {"SENT": 3}
+        close(store)
+        return store
+
+    def _once(self, server: SmtpServer, count: int) -> None:
+        ids = Counter(parsed(received)["Message-ID"] for received in server.inbox)
+        assert set(ids.values()) == {1}
+        assert len(ids) == count
+
+    def test_an_older_database_beside_newer_logs(
+        self, make_store: MakeStore, command: Command, tmp_path: Path, database: str
+    ) -> None:
+        with SmtpServer() as server:
+            store = self._life(make_store, command, server, tmp_path / "backup")
+            logs = {path.name: log_bytes(store.home, path.name) for path in (store.home / "logs").iterdir()}
+            if database == "sqlite":
+                (store.home / "afterlog.db").write_bytes(b"this is no database" * 1000)  # what a bad disk leaves
+            command(cli_backup.restore, store.home, tmp_path / "backup")
+            again = make_store(mail_url=server.url)
+            assert {log: log_bytes(store.home, log) for log in logs} == logs
+            submitted(again)
+            assert process(again)[1] == {}
+            assert deliver(again).states == {}
+            assert Counter(states(again).values()) == {"SENT": 6}  # the log knew
+            assert {log: log_bytes(store.home, log) for log in logs if log != "clock"} == {
+                log: data for log, data in logs.items() if log != "clock"
+            }
+            self._once(server, 6)
+            submitted(again, 1)
+            assert deliver(again).states == {"SENT": 1}
+            self._once(server, 7)
+
+    def test_an_older_copy_of_everything(self, make_store: MakeStore, command: Command, tmp_path: Path) -> None:
+        with SmtpServer() as server:
+            store = self._life(make_store, command, server, tmp_path / "backup")
+            submitted(store, 1)  # was there at the restore, and is lost
+            lose(store.home, "logs", "afterlog.db", "afterlog.db-wal", "afterlog.db-shm")
+            command(cli_backup.restore, store.home, tmp_path / "backup")
+            again = make_store(mail_url=server.url)
+            submitted(again)
+            assert deliver(again).states == {"UNKNOWN": 1}  # the one that was in the queue
+            assert Counter(states(again).values()) == {"SENT": 3, "UNKNOWN": 1}
+            self._once(server, 6)
+            submitted(again, 1, 1, 1)  # new ones, at the offsets of those that were lost
+            assert deliver(again).states == {"SENT": 3}
+            self._once(server, 9)
+            reasons = [
+                json.loads(line)["object"].get("reason") for line in log_bytes(store.home, "deliveries").splitlines()
+            ]
+            assert reasons.count("it may have been sent before a backup was put back") == 1
+
+    def test_events_that_the_backup_had_not_processed_yet(
+        self, make_store: MakeStore, command: Command, tmp_path: Path
+    ) -> None:
+        """Abandonments are flagged at another tick after the restore: later than it, of the same event id."""
+        with SmtpServer() as server:
+            store = make_store(mail_url=server.url, timeout="1s", settle="1ms")
+            save_contacts(store.database, [ANN, Entry("CUSTOMER", "15", "kim@example.com", False)])
+            item = {"item": {"id": 3, "price": 5}}
+            old = shop("ADDED_ITEM_TO_BASKET", (now() - 60_000 - 1_700_000_000_000) / 60_000, **item)
+            append_lines(store, "events", [old])
+            command(cli_backup.backup, store.home, tmp_path / "backup")
+            assert process(store, "now")[1] == {}
+            assert deliver(store).states == {"SENT": 1}
+            close(store)
+            lose(store.home, "logs", "afterlog.db", "afterlog.db-wal", "afterlog.db-shm")
+            command(cli_backup.restore, store.home, tmp_path / "backup")
+            again = make_store(mail_url=server.url, timeout="1s", settle="1ms")
+            assert process(again, "now")[1] == {}
+            assert deliver(again).states == {"UNKNOWN": 1}
+            assert deliver(again).states == {}
+            assert len(server.inbox) == 1
+
+    def test_a_home_that_was_put_back_by_other_means(self, make_store: MakeStore, command: Command) -> None:
+        with SmtpServer() as server:
+            store = make_store(mail_url=server.url)
+            save_contacts(store.database, [ANN])
+            submitted(store, 1, 1)
+            close(store)
+            command(cli_backup.restore, store.home)  # nothing was sent, but who knows
+            again = make_store(mail_url=server.url)
+            assert deliver(again).states == {"UNKNOWN": 2}
+            submitted(again, 1)
+            assert deliver(again).states == {"SENT": 1}
+            self._once(server, 1)
+
+    @pytest.mark.only("sqlite")
+    def test_a_lost_database_learns_from_the_log_what_was_sent(self, make_store: MakeStore) -> None:
+        with SmtpServer() as server:
+            store = make_store(mail_url=server.url)
+            save_contacts(store.database, [ANN])
+            submitted(store, 1, 1)
+            assert deliver(store).states == {"SENT": 2}
+            close(store)
+            lose(store.home, "afterlog.db", "afterlog.db-wal", "afterlog.db-shm")
+            again = make_store(mail_url=server.url)
+            save_contacts(again.database, [ANN])
+            submitted(again, 1)
+            assert deliver(again).states == {"SENT": 1}
+            assert Counter(states(again).values()) == {"SENT": 3}
+            self._once(server, 3)
+
+    def test_what_is_too_old_needs_nobody(self, make_store: MakeStore, command: Command) -> None:
+        store = make_store()
+        save_contacts(store.database, [ANN])
+        submitted(store, 1, ago=2 * 86_400_000)
+        close(store)
+        command(cli_backup.restore, store.home)
+        assert deliver(make_store()).states == {"SUPPRESSED": 1}
+
+
+class TestWhole:
+    def test_a_backup_made_while_everything_runs_goes_on_to_the_same_bytes(
+        self, make_store: MakeStore, command: Command, tmp_path: Path
+    ) -> None:
+        lines = [add(n / 7, n % 40) for n in range(400)] + [tax(n) for n in range(200)] + [b"bad"] * 9
+        store = make_store(batch_bytes=3000, commit_bytes=6000, segment_bytes=20_000)
+        append_lines(store, "events", lines[:50])
+        assert process(store)[1] == {}
+        save_contacts(store.database, [ANN])
+        append_lines(store, "events", lines[50:])
+        working = threading.Thread(target=lambda: process(store))
+        working.start()
+        folders = [tmp_path / f"backup-{n}" for n in range(3)]
+        for folder in folders:
+            command(cli_backup.backup, store.home, folder)
+        working.join()
+        for n, folder in enumerate(folders):
+            home = f"copy-{n}"
+            command(cli_backup.restore, make_store(home).home, folder)
+            copy = make_store(home)
+            assert process(copy)[1] == {}
+            assert {**derived(copy), "clock": b""} == {**derived(store), "clock": b""}
+            rows = {name: rows for name, rows in result(copy).items() if name != "restored"}
+            assert rows == {name: rows for name, rows in result(store).items() if name != "restored"}
+            assert list_contacts(copy.database) == [ANN]
+            append_lines(copy, "events", [tax(1)])
+            assert process(copy)[1] == {}  # also a processor that is new gets a checkpoint's number of its own
+
+    def test_it_is_for_its_owner_only_and_one_file(
+        self, make_store: MakeStore, command: Command, tmp_path: Path
+    ) -> None:
+        store = make_store()
+        processed(store, tax(1))
+        command(cli_backup.backup, store.home, tmp_path / "backup")
+        found = sorted(str(path.relative_to(tmp_path / "backup")) for path in (tmp_path / "backup").glob("*"))
+        assert found == ["afterlog.db", "backup.json", "logs"]
+        for path in (tmp_path / "backup", *(tmp_path / "backup").rglob("*")):
+            assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+        connection = sqlite3.connect(tmp_path / "backup" / "afterlog.db")
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        connection.close()
+
+    def test_a_folder_that_is_not_empty_and_one_that_is_no_backup(
+        self, make_store: MakeStore, command: Command, tmp_path: Path
+    ) -> None:
+        home = make_store().home
+        with pytest.raises(UsageError, match="a backup needs a folder of its own"):
+            command(cli_backup.backup, home, home)
+        with pytest.raises(UsageError, match="no backup, or one that was not finished"):
+            command(cli_backup.restore, home, tmp_path)
+
+    def test_nothing_is_replaced_while_somebody_works(
+        self, make_store: MakeStore, command: Command, tmp_path: Path
+    ) -> None:
+        store = make_store()
+        processed(store, tax(1))
+        command(cli_backup.backup, store.home, tmp_path / "backup")
+        held = RunLock(store.lock_path("deliver.lock"), "a shift")
+        assert held.try_acquire()
+        with pytest.raises(UsageError, match="deliver is at work: a shift"):
+            command(cli_backup.restore, store.home, tmp_path / "backup")
+        held.release()
+
+    def test_logs_that_differ_are_refused_and_nothing_is_changed(
+        self, make_store: MakeStore, command: Command, tmp_path: Path
+    ) -> None:
+        one, two = make_store("one"), make_store("two")
+        processed(one, tax(1))
+        processed(two, tax(2), tax(3))
+        command(cli_backup.backup, one.home, tmp_path / "backup")
+        before = {path: path.read_bytes() for path in (two.home / "logs").rglob("*.jsonl")}
+        close(two)
+        with pytest.raises(AfterlogError, match="the log in HOME is another one than the backup's"):
+            command(cli_backup.restore, two.home, tmp_path / "backup")
+        assert {path: path.read_bytes() for path in (two.home / "logs").rglob("*.jsonl")} == before
+        assert process(make_store("two"))[1] == {}
+
+    def test_a_log_that_has_lost_its_end_is_completed(
+        self, make_store: MakeStore, command: Command, tmp_path: Path
+    ) -> None:
+        store = make_store(segment_bytes=100)
+        for n in range(4):
+            processed(store, tax(n))
+        whole = derived(store), log_bytes(store.home, "events")
+        command(cli_backup.backup, store.home, tmp_path / "backup")
+        close(store)
+        last = sorted(store.directory("events", 0).glob("*.jsonl"))
+        last[-1].unlink()
+        os.truncate(last[-2], 5)
+        command(cli_backup.restore, store.home, tmp_path / "backup")
+        again = make_store()
+        assert process(again)[1] == {}
+        assert (derived(again), log_bytes(store.home, "events")) == whole
+
+
+@pytest.mark.only("sqlite")
+def test_a_backup_moves_a_home_to_postgresql(
+    make_store: MakeStore,
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    store = make_store()
+    processed(store, add(0, name="Ä\x00\x1a", price=1.25), tax(1), shop("ORDERED", 9), add(20))
+    save_contacts(store.database, [ANN])
+    before = {name: rows for name, rows in result(store).items() if name != "restored"}
+    command(cli_backup.backup, store.home, tmp_path / "backup")
+    close(store)
+    url = request.getfixturevalue("postgres").create()
+    monkeypatch.setenv("AFTERLOG_DATABASE_URL", url)
+    command(cli_backup.restore, store.home, tmp_path / "backup")
+    moved = make_store(database_url=url)
+    after: dict[str, list[Any]] = {name: rows for name, rows in result(moved).items() if name != "restored"}
+    assert after == before
+    processed(moved, add(100), tax(2))
+    assert log_bytes(store.home, "baskets").count(b"\n") > 0

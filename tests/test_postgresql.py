@@ -1,0 +1,182 @@
+"""PostgreSQL: what its texts cannot hold, a connection that is lost in mid-commit, and every wrong URL in one sentence."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage import steps
+from storage.commit import load_position
+from storage.contacts import Entry, list_contacts, save_contacts
+from storage.database import Database
+from storage.door import append_lines
+from storage.errors import AfterlogError, ConflictError, UsageError
+from storage.outbox import Outbox
+from storage.postgresql import escape, unescape
+from storage.settings import load_settings
+from storage.store import Store
+from storage.times import now
+from tasks.process import process_to_end
+from tests.conftest import ROOT, log_bytes
+from tests.postgres import Cluster
+from tests.test_commit import add, derived, new_run, process, processed, result, shop, tax
+from tests.test_deliver import ANN, submitted
+
+MakeStore = Callable[..., Store]
+
+
+@pytest.fixture
+def url(postgres: Cluster) -> str:
+    return postgres.create()
+
+
+@given(st.text(alphabet="\x00\x1a01a"), st.text(alphabet="\x00\x1a01a"))
+def test_every_text_comes_back_and_no_two_become_one(one: str, two: str) -> None:
+    assert unescape(escape(one)) == one
+    assert "\x00" not in escape(one)
+    assert (escape(one) == escape(two)) == (one == two)
+
+
+NAMES = ("a\x00b", "a\x1a0b", "a\x1ab", "\x00", "ä'\"\\%s:x", "\x1a")
+
+
+def test_ids_and_names_with_nul_stop_nobody(url: str, make_store: MakeStore) -> None:
+    lines = [add(n, name, id=name, name=name) for n, name in enumerate(NAMES)]  # type: ignore[arg-type]  # an id may be text
+    lines += [shop("X", 40, "a\x00b"), shop("ORDERED", 50, "a\x00b"), tax(1)]  # type: ignore[arg-type]
+    here, there = make_store("sqlite"), make_store("postgresql", database_url=url)
+    for store in (here, there):
+        processed(store, *lines)
+    assert {**derived(there), "clock": b""} == {**derived(here), "clock": b""}
+    assert result(there) == result(here)
+    with there.database.read() as connection:
+        assert set(connection.scalars(sa.text("SELECT key FROM customer"))) == set(NAMES)
+        assert set(connection.scalars(sa.text("SELECT name FROM item"))) == set(NAMES)
+    entry = Entry("CUSTOMER", "a\x00b", "ann@example.com", False)
+    save_contacts(there.database, [entry])
+    assert list_contacts(there.database) == [entry]
+
+
+def test_a_server_that_goes_down_in_mid_commit_is_told_and_a_retry_goes_on(
+    postgres: Cluster, url: str, make_store: MakeStore
+) -> None:
+    lines = [add(n, n) for n in range(20)] + [tax(1), shop("X", 90, 3)]
+    here, there = make_store("sqlite"), make_store("postgresql", database_url=url, commit_bytes=700, batch_bytes=500)
+    processed(here, *lines)
+    append_lines(there, "events", lines)
+    seen: list[str] = []
+
+    def restart(step: str) -> None:
+        seen.append(step)
+        if step == "transaction-ready" and seen.count(step) == 3:
+            postgres.restart()
+
+    steps.arm(restart)
+    try:
+        with pytest.raises(AfterlogError, match="the connection to the database was lost") as raised:
+            process_to_end(new_run(there), "abandonment", None)
+    finally:
+        steps.arm(None)
+    assert "\n" not in str(raised.value)
+    assert process(there)[1] == {}
+    assert {**derived(there), "clock": b""} == {**derived(here), "clock": b""}
+    assert result(there) == result(here)
+
+
+def test_the_second_of_two_claims_and_of_two_swaps_is_refused(url: str, make_store: MakeStore) -> None:
+    store = make_store(database_url=url)
+    save_contacts(store.database, [ANN])
+    submitted(store, 1)
+    one, two = Outbox(store, "deliveries"), Outbox(store, "deliveries")
+    reader, position = store.reader("reactions", 0), load_position(store.database, "deliver", 1, "reactions", 0)
+    mail = {"event_id": "a", "state": "WAITING", "reason": "", "log": "reactions", "generation": 1, "partition": 0, "offset": 0, "recipient_type": "CLIENT",
+            "recipient_id": "1", "not_after": now() + 1000, "changed_at": now()}  # fmt: skip
+    again = load_position(store.database, "deliver", 1, "reactions", 0)
+    assert again == position
+    one.take_in(reader, position, [mail], [])
+    with pytest.raises(ConflictError, match="another run has committed"):
+        two.take_in(reader, again, [{**mail, "event_id": "b"}], [])
+    [first], [second] = one.waiting(now(), 9), two.waiting(now(), 9)
+    one.claim(first)
+    with pytest.raises(ConflictError, match="another run has taken this mail"):
+        two.claim(second)
+
+
+def test_two_that_make_a_checkpoint_at_once_get_the_same(url: str, make_store: MakeStore) -> None:
+    store = make_store(database_url=url)
+    with store.database.write() as connection:
+        connection.execute(sa.text("SELECT 1"))
+        one = load_position(store.database, "derive", 1, "events", 0)
+    assert load_position(store.database, "derive", 1, "events", 0) == one
+
+
+class TestSentences:
+    """Each is one line, and holds no part of a password."""
+
+    def _refused(self, url: str, kind: type[AfterlogError], tmp_path: Path) -> str:
+        with pytest.raises(kind) as raised:
+            Store(load_settings(home=tmp_path, database_url=url)).committed_end("reactions", 0)
+        text = str(raised.value)
+        assert "\n" not in text
+        assert "sesame" not in text
+        assert "secr" not in text
+        return text
+
+    @pytest.mark.parametrize(
+        "url",
+        ["nonsense", "postgresql+psycopg://ann:secr@et@127.0.0.1/x", "postgresql+psycopg://ann:secr/et", "mysql://a:secret@b/c",
+         "postgresql+psycopg://ann:secret@127.0.0.1:port/x"],
+    )  # fmt: skip
+    def test_a_url_that_is_none(self, url: str, tmp_path: Path) -> None:
+        assert "setting AFTERLOG_DATABASE_URL: no URL" in self._refused(url, UsageError, tmp_path)
+
+    def test_a_server_that_is_not_there(self, tmp_path: Path) -> None:
+        text = self._refused("postgresql://ann:secret@127.0.0.1:9/x", AfterlogError, tmp_path)
+        assert text.startswith("postgresql+psycopg://ann:***@127.0.0.1:9/x: the database refused: connection failed")
+        assert "Connection refused" in text
+
+    def test_a_wrong_password_and_a_database_that_is_not_there(
+        self, postgres: Cluster, url: str, tmp_path: Path
+    ) -> None:
+        wrong = sa.make_url(url).set(password="secret", query={"application_name": "x"})
+        text = self._refused(wrong.render_as_string(hide_password=False), AfterlogError, tmp_path)
+        assert 'password authentication failed for user "ann"' in text
+        assert 'database "nowhere" does not exist' in self._refused(postgres.url("nowhere"), AfterlogError, tmp_path)
+
+    def test_a_database_that_cannot_hold_every_text(self, postgres: Cluster, tmp_path: Path) -> None:
+        with postgres.admin.connect() as connection:
+            connection.exec_driver_sql("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+        assert "found encoding LATIN1, expected UTF8" in self._refused(postgres.url("latin"), UsageError, tmp_path)
+
+    def test_no_driver(self, tmp_path: Path) -> None:
+        code = "import sys; sys.modules['psycopg'] = None\nfrom deployments.cli import main; main(['contacts', 'list'])"
+        env = {"AFTERLOG_HOME": str(tmp_path), "AFTERLOG_DATABASE_URL": "postgresql://ann:secret@127.0.0.1/x"}
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2
+        assert done.stderr.startswith("afterlog: setting AFTERLOG_DATABASE_URL: PostgreSQL needs the driver psycopg")
+        assert "pip install 'afterlog[postgres]'" in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_commit_is_durable_also_where_the_server_says_otherwise(url: str, tmp_path: Path) -> None:
+    quick = sa.make_url(url).update_query_dict({"options": "-c synchronous_commit=off"})
+    with Database(quick.render_as_string(hide_password=False), tmp_path).read() as connection:
+        assert connection.scalar(sa.text("SHOW synchronous_commit")) == "on"
+
+
+def test_commit_numbers_do_not_end_at_32_bits(url: str, make_store: MakeStore) -> None:
+    store = make_store(database_url=url)
+    processed(store, tax(1))
+    with store.database.write() as connection:
+        connection.exec_driver_sql("UPDATE checkpoint SET commit = 2147483647")
+    processed(store, tax(2))
+    assert [json.loads(line)["object"]["id"] for line in log_bytes(store.home, "reactions").splitlines()] == [1, 2]
