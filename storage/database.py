@@ -32,7 +32,7 @@ class Database:
         """The engine, its schema at the newest migration.
 
         Raises:
-            UsageError: the URL is none that SQLAlchemy knows.
+            UsageError: the URL is none that SQLAlchemy knows, or its driver is not installed.
             AfterlogError: the database is newer than this program.
         """
         try:
@@ -41,6 +41,16 @@ class Database:
             raise UsageError(
                 f"setting AFTERLOG_DATABASE_URL: {error}", do="Give a URL such as sqlite:////path"
             ) from error
+        except ImportError as error:
+            raise UsageError(
+                f"setting AFTERLOG_DATABASE_URL: its driver is not installed: {error.name}", do="Install it"
+            ) from error
+        except ValueError:
+            # From None: the text of that error quotes a piece of the URL.
+            raise UsageError(
+                "setting AFTERLOG_DATABASE_URL: a port that is no number",
+                do="Percent-encode any / : @ in user and password",
+            ) from None
         if engine.dialect.name == "sqlite":
             sa.event.listen(engine, "connect", _configure_sqlite)
             sa.event.listen(engine, "begin", _begin_immediate)
@@ -103,7 +113,7 @@ class Database:
                 except CommandError as error:
                     raise AfterlogError(
                         f"the database is of another version of Afterlog: {error}",
-                        where=engine.url.render_as_string(hide_password=True),
+                        where=_place(engine),
                         do="Run the version of Afterlog that wrote it, or a newer one",
                     ) from error
 
@@ -115,6 +125,11 @@ def _revision(engine: sa.Engine) -> str | None:
         return str(connection.scalar(sa.text("SELECT version_num FROM alembic_version")))
 
 
+def _place(engine: sa.Engine) -> str:
+    """Where a database is, for people: without its password, and without options, which may hold one too."""
+    return engine.url.set(query={}).render_as_string(hide_password=True)
+
+
 @contextmanager
 def _in_a_sentence(engine: sa.Engine) -> Iterator[None]:
     """Tell what the database refused without a page of SQL around it."""
@@ -123,7 +138,7 @@ def _in_a_sentence(engine: sa.Engine) -> Iterator[None]:
     except DBAPIError as error:
         raise AfterlogError(
             f"the database refused: {error.orig}",
-            where=engine.url.render_as_string(hide_password=True),
+            where=_place(engine),
             do="Nothing was changed; check its disk, its rights and AFTERLOG_DATABASE_URL",
         ) from error
 
