@@ -339,7 +339,7 @@ def news(home: Path) -> None:
     done(home, "process", "--no-prefect")
 
 
-def check_mails(home: Path, inbox: Inbox, unknown: int | None) -> None:
+def check_mails(home: Path, inbox: Inbox, unknown: int | None = None) -> None:
     """Every mail has one outcome, the same in the log and in its row, and whatever is SENT arrived once."""
     outcomes = parsed(log_bytes(home, "deliveries"))
     state = {e["object"]["id"]: e["verb"] for e in outcomes}
