@@ -25,7 +25,7 @@ from storage.times import now
 from tests.conftest import log_bytes
 from tests.helpers import check_undisturbed, derived, open_store, parsed
 from tests.smtp_server import SmtpServer
-from tests.test_crash import HOUR, Inbox, basket_line, check_mails, done, ended, start
+from tests.test_crash import HOUR, Inbox, basket_line, check_mails, ended, start
 
 VERBS = {
     "append": ("append", "events"),
@@ -129,7 +129,9 @@ class Shop:
         """Do what is left to do, undisturbed, and hold everything against what was promised."""
         self._address()
         for verb in ("process", "deliver"):
-            done(self.home, *VERBS[verb], mail_url=self.server.url, **SMALL)
+            process = start(self.home, *VERBS[verb], mail_url=self.server.url, **SMALL)
+            process.join(1800)  # a thousand mails and their claims take a while
+            assert process.exitcode == 0, (verb, process.exitcode, Path(f"{self.home}.out").read_text())
         inbox = self.server.inbox
         assert isinstance(inbox, Inbox)
         for log in ("reactions", "reminders"):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -30,6 +31,9 @@ from tasks.topology import build_topology
 from tests import oracle
 from tests.conftest import log_bytes
 from tests.helpers import DERIVED, TABLES, copy_raw_logs, derived, parsed, rows_of
+
+# Threads of other tests (Prefect's, the mail server's) draw random numbers while a strategy is drawn; ours draws none.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
 
 PROCESSORS = ("quarantine", "derive", "abandonment", "anomalies", "normalise", "remind")
 
