@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint types unit lock clean bench latency
+.PHONY: demo test lint types unit lock clean bench latency crash
 
 demo: $(INSTALLED)  ## show it all: make demo, or make demo ONCE=1
 	@$(BIN)/afterlog demo $(if $(ONCE),--once)
@@ -24,6 +24,9 @@ bench: $(INSTALLED)  ## figures against the comparison work, where it is there
 
 latency: $(INSTALLED)  ## append to derived event, append to mail, over hand-overs
 	$(BIN)/python -m benchmarks.latency
+
+crash: $(INSTALLED)  ## kill -9 at N random moments (100) over all verbs, and hold what is left against the promises
+	$(BIN)/python -m benchmarks.crash $(or $(N),100)
 
 lock:  ## pin every dependency again; needs uv
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \

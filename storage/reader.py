@@ -97,6 +97,7 @@ class PartitionReader:
         """fdatasync the segment that holds the bytes before `upto`; sealed ones were synced when they were sealed."""
         if upto == 0:
             return
+        self._refresh()  # what was read may have come from another reader, by a cache
         for segment in reversed(self._segments):
             if segment.base < upto:
                 os.fdatasync(self._use(segment))

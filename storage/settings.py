@@ -151,13 +151,21 @@ def load_settings(**overrides: object) -> Settings:
         name = "__".join(str(part) for part in first["loc"])
         raise UsageError(
             f"setting AFTERLOG_{name.upper()} (or `{name}` in afterlog.toml): {_plain(first['msg'])}",
-            found="a secret" if name in ("mail_url", "database_url") else repr(first["input"])[:200],
+            found=_shown(first["loc"][0], first["input"]),
             do="Correct it and start again",
         ) from error
     except SettingsError as error:
         raise UsageError(f"settings: {error}", do="Correct it and start again") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise UsageError(f"no TOML: {error}", where=str(_config()), do="Correct it and start again") from error
+
+
+def _shown(name: int | str, value: object) -> str | None:
+    """A setting's value as an error may quote it: no secret, and nothing of a name that is none, which may be one too."""
+    field = Settings.model_fields.get(str(name))
+    if field is None:
+        return None
+    return "a secret" if "SecretStr" in repr(field.annotation) else repr(value)[:200]
 
 
 def _config() -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 from storage.door import REFUSED
 from storage.errors import UsageError
 from storage.settings import Settings
-from storage.store import CLOCK
+from storage.store import CLOCK, check_log_name
 from tasks.processors import abandonment, anomalies, contract, derive, normalise, quarantine, remind
 
 DELIVERIES = "deliveries"
@@ -106,10 +106,20 @@ def build_topology(settings: Settings) -> Topology:
         raise UsageError(f"setting AFTERLOG_ANOMALIES__MEASURES: {error}") from error
     for module in settings.processors:
         kind = _load(module)
-        if kind.name in topology:
-            raise UsageError(f"a second processor called {kind.name!r}", where=f"setting AFTERLOG_PROCESSORS: {module}")
+        _check_free(kind, Topology(topology), f"setting AFTERLOG_PROCESSORS: {module}")
         topology[kind.name] = kind
     return Topology(topology)
+
+
+def _check_free(kind: type[contract.Processor[Any]], others: Topology, where: str) -> None:
+    """A name is one checkpoint and one lock, and a derived log has one writer."""
+    if kind.name in {*others.processors, DELIVER}:
+        raise UsageError(f"a second processor called {kind.name!r}", where=where, do="Give it another `name`")
+    if kind.writes is None:
+        return
+    check_log_name(kind.writes)
+    if kind.writes in {*others.reserved_logs(), *others.raw_logs(), kind.reads}:
+        raise UsageError(f"the log {kind.writes} is written already", where=where, do="Let it write one of its own")
 
 
 def _load(module: str) -> type[contract.Processor[Any]]:

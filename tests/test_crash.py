@@ -22,7 +22,6 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
-import sqlalchemy as sa
 
 from deployments import cli
 from deployments.example import history
@@ -33,21 +32,16 @@ from storage.door import append_lines
 from storage.settings import load_settings
 from storage.store import Store
 from storage.times import now
-from tasks.local import side_by_side
 from tasks.mail import EVENT_ID_HEADER
-from tasks.process import process_to_end
-from tasks.run import Run
-from tasks.topology import build_topology
 from tests.conftest import log_bytes, settings_of
+from tests.helpers import DERIVED, check_undisturbed, derived, open_store, parsed, process, rows
 from tests.smtp_server import Received, SmtpServer
 
-DERIVED = ("quarantine", "reactions", "baskets", "anomalies", "reminders")
 OPENED = {"derived-opened": DERIVED, "outcome-opened": ("deliveries",)}
 """No steps of Afterlog's own: a process also dies, told by Python's audit hook, when it opens a log to write to it."""
 COMMIT = (
     "commit-begun", "source-synced", "derived-opened", "derived-written", "derived-synced", "transaction-ready", "committed",
 )  # fmt: skip
-TABLES = ("customer", "item", "orders", "order_line", "basket_line")
 BOTH_DATABASES = True
 FILES_ONLY = pytest.mark.only("sqlite")
 """For what is about what a power loss leaves of a file, or copies a HOME together with its database."""
@@ -123,63 +117,13 @@ def _produce(source: Path, acknowledged: Path) -> None:
             file.write(b"%d\n" % (appended.positions[0] or (0, 0))[1])
 
 
-def open_store(home: Path, **settings: object) -> Store:
-    return Store(load_settings(**settings_of(home), **settings))
-
-
 def append(home: Path, lines: list[bytes]) -> None:
     append_lines(open_store(home), "events", lines)
-
-
-def process(home: Path) -> None:
-    """Bring every processor to the end, without a tick."""
-    store = open_store(home)
-    working = Run(store, build_topology(store.settings), "test")
-    for names in (working.topology.on_raw_logs(), working.topology.on_derived_logs()):
-        outcome = side_by_side(working, names, lambda run, name: process_to_end(run, name, None))
-        assert outcome.failures == {}
-        working.stop.clear()
-    store.database.dispose()
-
-
-def undisturbed(home: Path) -> Path:
-    """Another HOME with the same log and ticks, processed in one go."""
-    other = home.with_name(home.name + "-undisturbed")
-    for log in ("events", "clock"):
-        shutil.copytree(home / "logs" / log, other / "logs" / log)
-    process(other)
-    return other
-
-
-def derived(home: Path) -> dict[str, bytes]:
-    return {log: log_bytes(home, log) for log in DERIVED}
-
-
-def rows(home: Path, *tables: str) -> dict[str, list[Any]]:
-    store = open_store(home)
-    with store.database.read() as connection:
-        found = {table: sorted(connection.execute(sa.text(f"SELECT * FROM {table}"))) for table in tables}  # noqa: S608
-    store.database.dispose()
-    return found
-
-
-def check_undisturbed(home: Path, before: list[dict[str, bytes]]) -> None:
-    """The logs and rows are an undisturbed run's, and no log ever held anything else than a beginning of them."""
-    process(home)  # what `process` leaves to `deliver`
-    other = undisturbed(home)
-    assert derived(home) == derived(other)
-    assert rows(home, *TABLES) == rows(other, *TABLES)
-    for once in before:
-        assert all(derived(home)[log].startswith(there) for log, there in once.items())
 
 
 def example(count: int, seed: int = 1) -> list[bytes]:
     """The last lines of an example log that ends at NOW."""
     return list(history(NOW, seed=seed, customers=60, hours=48))[-count:]
-
-
-def parsed(log: bytes) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in log.split(b"\n")[:-1]]
 
 
 @pytest.fixture
@@ -410,7 +354,7 @@ def news(home: Path) -> None:
     done(home, "process", "--no-prefect")
 
 
-def check_mails(home: Path, inbox: Inbox, unknown: int | None) -> None:
+def check_mails(home: Path, inbox: Inbox, unknown: int | None = None) -> None:
     """Every mail has one outcome, the same in the log and in its row, and whatever is SENT arrived once."""
     outcomes = parsed(log_bytes(home, "deliveries"))
     state = {e["object"]["id"]: e["verb"] for e in outcomes}

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from storage.settings import Settings
+from storage.errors import UsageError
+from storage.settings import Settings, load_settings
+from tasks.topology import build_topology
 from tests.conftest import ROOT, afterlog
 
 README = (ROOT / "README.md").read_text()
@@ -22,20 +24,27 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def test_the_console_blocks_of_the_readme_print_what_they_show(tmp_path: Path) -> None:
-    bin_folder = tmp_path / "bin"
+def check_console(text: str, folder: Path, home: Path) -> None:
+    """Run the console blocks of `text` in `folder`, in one shell, and hold what each command prints against what is shown."""
+    bin_folder = home.with_name("bin")
     bin_folder.mkdir()
     command = bin_folder / "afterlog"
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m deployments.cli "$@"\n')
+    command.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}:$PYTHONPATH" exec {sys.executable} -P -m deployments.cli "$@"\n')
     command.chmod(0o755)
-    env = {k: v for k, v in os.environ.items() if not k.startswith("AFTERLOG_")}
-    env |= {"AFTERLOG_HOME": str(tmp_path / "home"), "PATH": f"{bin_folder}:{os.environ['PATH']}"}
-    for step in re.split(r"^\$ ", "".join(blocks(README, "console")), flags=re.MULTILINE)[1:]:
-        line, _, shown = step.partition("\n")
-        done = subprocess.run(
-            ["sh", "-c", f"{line} 2>&1"], cwd=ROOT, env=env, capture_output=True, text=True, check=True, timeout=60
-        )
-        assert done.stdout == shown
+    env = {k: v for k, v in os.environ.items() if not k.startswith("AFTERLOG_") and k != "PYTHONPATH"}
+    env |= {"AFTERLOG_HOME": str(home), "PATH": f"{bin_folder}:{os.environ['PATH']}"}
+    steps = [s.partition("\n") for s in re.split(r"^\$ ", "".join(blocks(text, "console")), flags=re.MULTILINE)[1:]]
+    assert steps
+    script = "".join(f"echo '$ {number}'\n{line} 2>&1 || exit 1\n" for number, (line, _, _) in enumerate(steps))
+    done = subprocess.run(
+        ["sh", "-c", script], cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert re.split(r"^\$ \d+\n", done.stdout, flags=re.MULTILINE)[1:] == [shown for _, _, shown in steps]
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_console_blocks_of_the_readme_print_what_they_show(tmp_path: Path) -> None:
+    check_console(README, ROOT, tmp_path / "home")
 
 
 def test_the_python_block_of_the_readme_runs(tmp_path: Path) -> None:
@@ -61,22 +70,55 @@ def test_the_readme_names_every_command() -> None:
         assert re.search(rf"^│ {name}\b", shown, re.MULTILINE)
 
 
-def test_the_processor_of_the_docs_runs_beside_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "vip.py").write_text(blocks(PROCESSORS, "python")[0])
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    order = b'{"subject":{"id":7,"type":"CUSTOMER"},"verb":"ORDERED","context":{"at":1650549837170}}\n'
-    home = tmp_path / "home"
-    settings = {"processors": '["vip"]'}
-    assert afterlog(home, "append", "events", stdin=order * 3, **settings).returncode == 0
-    done = afterlog(home, "process", "--as-of", "log-end", "--no-prefect", **settings)
-    assert done.returncode == 0, done.stderr.decode()
-    assert b"vip\t3\t3\t0\t0\t1\t261" in done.stdout
-    assert b'"verb":"BECAME_VIP"' in afterlog(home, "read", "vips", **settings).stdout
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A folder outside the repository with the processor of the docs, and its test, as a newcomer saves them."""
+    folder = tmp_path / "a folder of mine"
+    folder.mkdir()
+    code, test = blocks(PROCESSORS, "python")
+    assert len(code.splitlines()) < 30
+    (folder / "vip.py").write_text(code)
+    (folder / "test_vip.py").write_text(test)
+    return folder
+
+
+def test_the_processor_of_the_docs_does_what_the_docs_show(own: Path, tmp_path: Path) -> None:
+    check_console(PROCESSORS, own, tmp_path / "home")
+
+
+def test_the_test_of_the_docs_passes_and_fails_where_the_processor_is_wrong(own: Path) -> None:
+    def run() -> int:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_vip.py"]
+        return subprocess.run(command, cwd=own, capture_output=True, check=False, timeout=120).returncode
+
+    assert run() == 0
+    (own / "vip.py").write_text((own / "vip.py").read_text().replace('["orders"] == 3', '["orders"] == 2'))
+    assert run() == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (('"vip", "events"', '"derive", "events"'), "a second processor called 'derive'"),
+        (('"vip", "events"', '"deliver", "events"'), "a second processor called 'deliver'"),
+        (('"vips"', '"baskets"'), "the log baskets is written already"),
+        (('"vips"', '"events"'), "the log events is written already"),
+        (('"vips"', '"clock"'), "the log clock is written already"),
+        (('"vips"', '"../vips"'), "no name for a log"),
+    ],
+)
+def test_a_processor_that_takes_what_is_another_s_is_refused(
+    own: Path, monkeypatch: pytest.MonkeyPatch, change: tuple[str, str], sentence: str
+) -> None:
+    (own / "vip.py").write_text((own / "vip.py").read_text().replace(*change))
+    monkeypatch.syspath_prepend(own)
+    sys.modules.pop("vip", None)
+    with pytest.raises(UsageError, match=sentence):
+        build_topology(load_settings(processors=("vip",)))
+    sys.modules.pop("vip", None)
 
 
 def test_the_settings_of_the_docs_are_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from storage.settings import load_settings
-
     (tmp_path / "afterlog.toml").write_text(blocks(PROCESSORS, "toml")[0])
     tomllib.loads(blocks(PROCESSORS, "toml")[0])
     monkeypatch.chdir(tmp_path)

@@ -141,6 +141,24 @@ def test_one_processor_that_fails_is_retried_and_holds_back_no_other(
     assert log_bytes(home, "picked").count(b"\n") == 3
 
 
+def test_the_processor_of_the_docs_runs_in_the_flow_as_a_task_of_its_name(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.process import process
+
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "processors.md").read_text(), re.DOTALL)[0]
+    (tmp_path / "vip.py").write_text(code)
+    monkeypatch.chdir(tmp_path)  # a flow's process may be in any folder
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("AFTERLOG_PROCESSORS", '["vip"]')
+    append_events(Store(load_settings()), "events", [customer_event(7, "ORDERED")] * 3)
+    state = process(return_state=True)
+    assert state.is_completed()
+    assert {run.name for run in settled(state, len(PROCESSORS) + 1)} == {*PROCESSORS, "vip"}
+    assert log_bytes(home, "vips").count(b"BECAME_VIP") == 1
+    assert b'"BECAME_VIP"' in afterlog(home, "read", "vips").stdout
+
+
 def test_a_time_ahead_of_now_is_refused_before_anything_runs(home: Path) -> None:
     from flows.process import process
 

@@ -6,13 +6,11 @@ import gzip
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,16 +18,12 @@ from deployments.example import history
 from storage.door import append_lines
 from storage.settings import load_settings
 from storage.store import Store
-from tasks.local import side_by_side
-from tasks.process import FinalTick, process_to_end
-from tasks.run import Run
-from tasks.topology import build_topology
 from tests import oracle
 from tests.conftest import ROOT, SHARED, afterlog, log_bytes, needs_shared
+from tests.helpers import DERIVED, parsed, process, undisturbed
 
 SHOP = SHARED / "shop"
 LOGS = ("rees46_cosmetics_oct", "rees46_cosmetics_nov", "taobao_a_dev", "taobao_slice")
-DERIVED = ("quarantine", "reactions", "baskets", "anomalies", "reminders")
 
 
 @pytest.fixture
@@ -54,32 +48,6 @@ def abandoned(name: str) -> set[tuple[str, int]]:
 
 def standing(home: Path) -> set[tuple[str, int]]:
     return oracle.standing(parsed(log_bytes(home, "baskets")))
-
-
-def parsed(log: bytes) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in log.split(b"\n")[:-1]]
-
-
-def process(home: Path, *names: str, as_of: Any = None, **settings: object) -> None:
-    """Bring processors to the end in this process; all of them where none is named. No tick where no time is given."""
-    store = Store(load_settings(home=home, **settings))
-    run = Run(store, build_topology(store.settings), "test")
-    final = FinalTick(as_of) if as_of is not None else None
-    outcome = side_by_side(run, names or run.topology.on_raw_logs(), lambda r, name: process_to_end(r, name, final))
-    assert outcome.failures == {}
-    run.stop.clear()
-    if not names:
-        process_to_end(run, "remind", None)
-    store.database.dispose()
-
-
-def undisturbed(home: Path) -> Path:
-    """Another HOME with the same log and ticks, processed in one go."""
-    other = home.with_name(home.name + "-undisturbed")
-    for log in ("events", "clock"):
-        shutil.copytree(home / "logs" / log, other / "logs" / log)
-    process(other)
-    return other
 
 
 @needs_shared

@@ -1,0 +1,190 @@
+"""A password is in the environment or the settings file, and nowhere else: no output, file, artifact, process list."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from deployments.server import free_port, is_healthy
+from storage.contacts import Entry, save_contacts
+from storage.times import now
+from tests.conftest import ROOT, afterlog, log_bytes
+from tests.helpers import open_store
+from tests.smtp_server import SmtpServer
+
+SECRET = "hunter2marked"
+WRONG = "hunter3marked"
+MARK = b"marked"
+
+
+def mail_url(server: SmtpServer, password: str = SECRET) -> str:
+    return server.url.replace("://", f"://ann:{password}@")
+
+
+def submission(client: int, ago: int = 0) -> bytes:
+    event = {"subject": {"id": "UK"}, "verb": "SUBMIT_TAX", "object": {"id": client}, "context": {"at": now() - ago}}
+    return json.dumps(event).encode() + b"\n"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A HOME that knows the addresses of a few clients."""
+    home = tmp_path / "home"
+    store = open_store(home)
+    save_contacts(store.database, [Entry("CLIENT", str(id), f"c{id}@example.com", False) for id in range(5)])
+    store.database.dispose()
+    return home
+
+
+def marked_files(folder: Path) -> list[str]:
+    """The files in which a password stands."""
+    return [str(path) for path in folder.rglob("*") if path.is_file() and MARK in path.read_bytes()]
+
+
+class ProcessList:
+    """What anybody on the machine can see of the processes that a test started: their command lines."""
+
+    def __init__(self) -> None:
+        self.seen: set[bytes] = set()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            self._thread.join()
+
+    def _look(self) -> None:
+        while not self._stop.wait(0.05):
+            parents, lines = {}, {}
+            for folder in Path("/proc").glob("[0-9]*"):
+                try:
+                    status = (folder / "stat").read_text().rpartition(")")[2].split()
+                    lines[folder.name] = (folder / "cmdline").read_bytes()
+                except OSError:
+                    continue  # it has ended meanwhile
+                parents[folder.name] = status[1]
+            ours = {str(os.getpid())}
+            while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
+                ours |= more
+            self.seen |= {lines[pid] for pid in ours - {str(os.getpid())}}
+
+
+@pytest.mark.parametrize("fate", ["sent", "refused login", "unknown certificate"])
+def test_no_command_shows_or_keeps_the_mail_password_whatever_becomes_of_a_mail(home: Path, fate: str) -> None:
+    with SmtpServer(tls="implicit", login=("ann", SECRET)) as server:
+        url = mail_url(server, WRONG if fate == "refused login" else SECRET)
+        if fate == "unknown certificate":
+            url = url.partition("?")[0]
+        outputs = []
+        for command in (
+            ("append", "events"),
+            ("process", "--as-of", "log-end", "--no-prefect"),
+            ("deliver", "--no-prefect"),
+            ("status", "--json"),
+            ("read", "deliveries"),
+        ):
+            done = afterlog(home, *command, stdin=submission(1), mail_url=url)
+            assert done.returncode == 0, done.stderr.decode()
+            outputs.append(done.stdout + done.stderr)
+        assert len(server.inbox) == (1 if fate == "sent" else 0)
+    expected = {
+        "sent": b"SENT\t1",
+        "refused login": b"login refused with 535; check user and password",
+        "unknown certificate": b"certificate not accepted (self-signed certificate); name a private CA with ?cafile=PATH",
+    }
+    assert expected[fate] in outputs[2]
+    assert [output for output in outputs if MARK in output] == []
+    assert marked_files(home) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        (f"postgresql+none://ann:{SECRET}@127.0.0.1/db", "AFTERLOG_DATABASE_URL: Can't load plugin"),
+        (f"ann:{SECRET}@127.0.0.1", "AFTERLOG_DATABASE_URL: Could not parse SQLAlchemy URL"),
+        (f"mysql://ann:{SECRET}@127.0.0.1/db", "AFTERLOG_DATABASE_URL: its driver is not installed: MySQLdb"),
+        (f"postgresql://ann:{SECRET}@h:{SECRET}/db", "AFTERLOG_DATABASE_URL: a port that is no number"),
+        (f"sqlite:////nowhere/at/all.db?password={SECRET}", "sqlite:////nowhere/at/all.db: the database refused"),
+    ],
+)
+def test_a_database_url_that_does_not_work_is_told_without_its_password(
+    tmp_path: Path, url: str, sentence: str
+) -> None:
+    done = afterlog(tmp_path / "home", "status", database_url=url)
+    assert done.returncode in (1, 2)
+    assert sentence in done.stderr.decode()
+    assert b"Traceback" not in done.stderr
+    assert MARK not in done.stdout + done.stderr
+    assert marked_files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "toml",
+    [
+        f'mail_urls = "smtp://ann:{SECRET}@h"',
+        f'[mail_url]\npassword = "{SECRET}"',
+        f'[database]\nurl = "postgresql://ann:{SECRET}@h"',
+        f'mail_url = "smtp://ann:{SECRET}@h',
+        f'database_url = ["postgresql://ann:{SECRET}@h"]',
+    ],
+)
+def test_a_wrong_settings_file_is_told_without_what_it_says(tmp_path: Path, toml: str) -> None:
+    (tmp_path / "afterlog.toml").write_text(toml)
+    done = afterlog(tmp_path / "home", "status", config=str(tmp_path / "afterlog.toml"))
+    assert done.returncode == 2
+    assert b"Correct it" in done.stderr
+    assert MARK not in done.stdout + done.stderr
+
+
+def test_up_keeps_every_password_out_of_logs_artifacts_runs_and_the_process_list(home: Path, tmp_path: Path) -> None:
+    """Server, runner and shifts with a login at the mail server and at Prefect's own API: a mail is sent."""
+    port, processes = free_port(), ProcessList()
+    with SmtpServer(tls="implicit", login=("ann", SECRET)) as server, processes.watched():
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "AFTERLOG_"))}
+        env |= {
+            "AFTERLOG_HOME": str(home), "AFTERLOG_MAIL_URL": mail_url(server), "HOME": str(tmp_path),
+            "PREFECT_SERVER_API_AUTH_STRING": f"ann:{SECRET}", "PREFECT_API_AUTH_STRING": f"ann:{SECRET}",
+            "PREFECT_LOGGING_LEVEL": "DEBUG",
+        }  # fmt: skip
+        output = tmp_path / "up.out"
+        up = subprocess.Popen(
+            [sys.executable, "-m", "deployments.cli", "up", "--port", str(port)], cwd=ROOT, env=env,
+            stdout=output.open("ab"), stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            wait_until(lambda: is_healthy(f"http://127.0.0.1:{port}/api"), 120, up)
+            assert afterlog(home, "append", "events", stdin=submission(1)).returncode == 0
+            wait_until(lambda: len(server.inbox) == 1, 120, up)
+        finally:
+            up.send_signal(signal.SIGTERM)
+            up.wait(60)
+    assert log_bytes(home, "deliveries").count(b'"SENT"') == 1
+    assert MARK not in output.read_bytes()
+    assert any(b"prefect\0server" in line for line in processes.seen)
+    assert any(b"deployments.serve" in line for line in processes.seen)
+    assert [line for line in processes.seen if MARK in line] == []
+    assert (home / "prefect" / "prefect.db").stat().st_size > 0
+    assert marked_files(tmp_path) == []
+
+
+def wait_until(what: Callable[[], bool], seconds: float, process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert process.poll() is None, "it has ended"
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.1)
