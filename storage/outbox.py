@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 import sqlalchemy as sa
 
+from storage.brake import HOUR, LOOK_BACK
 from storage.commit import Pending, Position, commit
 from storage.database import Database
 from storage.derived import DerivedWriter
@@ -23,8 +24,10 @@ from storage.tables import Contact, Delivery, Order, Settled
 from storage.times import now
 
 WAITING, CLAIMED, SENT, SUPPRESSED, FAILED, UNKNOWN = "WAITING", "CLAIMED", "SENT", "SUPPRESSED", "FAILED", "UNKNOWN"
+AGAIN = "not sent, says a person: once more"
 
 _DELIVERY: sa.Table = Delivery.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
+_CONTACT: sa.Table = Contact.__table__  # type: ignore[attr-defined]  # likewise
 _INSERT = (
     'INSERT INTO delivery (event_id, state, log, generation, partition, "offset", recipient_type, recipient_id, not_after, '
     "next_at, attempts, reason, changed_at) VALUES (:event_id, 'WAITING', :log, :generation, :partition, :offset, "
@@ -34,6 +37,17 @@ _SETTLED = (
     "INSERT INTO settled (abandonment, verb, event_id) VALUES (:abandonment, :verb, :event_id) "
     "ON CONFLICT (abandonment, verb) DO NOTHING"
 )
+_TALLY = (
+    "INSERT INTO tally (what, bucket, count) VALUES (:what, :bucket, :count) "
+    "ON CONFLICT (what, bucket) DO UPDATE SET count = tally.count + excluded.count"
+)
+_FORGET_TALLIES = "DELETE FROM tally WHERE bucket < :before"
+# The brake is asked in the statement that claims: once it is on, nothing is claimed any more.
+_CLAIM = sa.text(
+    "UPDATE delivery SET state = 'CLAIMED', attempts = attempts + 1, changed_at = :wall WHERE event_id = :event_id "
+    "AND NOT EXISTS (SELECT 1 FROM brake WHERE name = 'deliver' AND state <> 'RUNNING')"
+)
+_FORGET_DECISION = sa.text("DELETE FROM decision WHERE event_id = :event_id")
 _SET_END = sa.text(
     'INSERT INTO committed_end (log, generation, partition, "end") VALUES (:log, 1, :partition, :end) '
     'ON CONFLICT (log, generation, partition) DO UPDATE SET "end" = excluded."end"'
@@ -57,11 +71,12 @@ class Mail:
     attempts: int
     reason: str
     changed_at: int
+    cleared: bool
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a mail: SENT, SUPPRESSED, FAILED or UNKNOWN, and why."""
+    """What became of a mail: SENT, SUPPRESSED, FAILED or UNKNOWN, and why. AGAIN, as the reason, lets it wait once more."""
 
     mail: Mail
     state: str
@@ -85,9 +100,12 @@ class Outbox:
         position: Position,
         mails: Sequence[Mapping[str, Any]],
         settled: Sequence[Mapping[str, Any]],
+        tallies: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Queue what was read up to `position`, each event once, whatever was read before."""
-        pending: list[Any] = [(sql, rows) for sql, rows in ((_INSERT, mails), (_SETTLED, settled)) if rows]
+        """Queue what was read up to `position`, each event once, whatever was read before; count what is to be counted."""
+        old = [{"before": now() - LOOK_BACK - HOUR}] if tallies else []
+        statements = ((_INSERT, mails), (_SETTLED, settled), (_TALLY, tallies), (_FORGET_TALLIES, old))
+        pending: list[Any] = [(sql, rows) for sql, rows in statements if rows]
         commit(self._database, source, None, position, Pending(statements=pending))
 
     def waiting(self, wall: int, limit: int) -> list[Mail]:
@@ -101,10 +119,46 @@ class Outbox:
         with self._database.read() as connection:
             return [Mail(**row) for row in connection.execute(wanted).mappings()]
 
-    def claim(self, mail: Mail) -> None:
-        """Note durably that `mail` is about to be sent: from here on a crash leaves it UNKNOWN, never sent again."""
-        self._set(mail, state=CLAIMED, attempts=mail.attempts + 1)
+    def would_mail(self, wall: int, allow: Sequence[str], limit: int) -> int:
+        """How many mails are due that nobody has released and that, as far as the address book tells, would be sent."""
+        address = sa.func.lower(sa.func.trim(_CONTACT.c.email))
+        allowed = [
+            address.endswith(a, autoescape=True) if a.startswith("@") else address == a for a in map(str.lower, allow)
+        ]
+        mine = (_CONTACT.c.type == _DELIVERY.c.recipient_type, _CONTACT.c.id == _DELIVERY.c.recipient_id)
+        wanted = (
+            sa.select(sa.literal(1))
+            .select_from(_DELIVERY.join(_CONTACT, sa.and_(*mine)))
+            .where(_DELIVERY.c.state == WAITING, _DELIVERY.c.next_at <= wall, _DELIVERY.c.not_after >= wall)
+            .where(
+                _DELIVERY.c.cleared.is_(False),
+                _CONTACT.c.unsubscribed.is_(False),
+                sa.or_(*allowed) if allowed else True,
+            )
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            return int(connection.scalar(sa.select(sa.func.count()).select_from(wanted.subquery())) or 0)
+
+    def mailed_since(self, since: int) -> int:
+        """How many mails went out since then, or may have, but for those that a person had released."""
+        wanted = sa.select(sa.func.count()).where(
+            _DELIVERY.c.state.in_((SENT, CLAIMED, UNKNOWN)),
+            _DELIVERY.c.changed_at >= since,
+            _DELIVERY.c.cleared.is_(False),
+        )
+        with self._database.read() as connection:
+            return int(connection.scalar(wanted) or 0)
+
+    def claim(self, mail: Mail) -> bool:
+        """Note durably that `mail` is about to be sent: from here on a crash leaves it UNKNOWN, never sent again.
+
+        False where the brake is on: nothing has changed.
+        """
+        with self._database.write() as connection:
+            done = connection.execute(_CLAIM, {"event_id": mail.event_id, "wall": now()}).rowcount
         reached("mail-claimed")
+        return done == 1
 
     def put_back(self, mail: Mail, next_at: int, reason: str) -> None:
         """Let a claimed mail wait again: it is certain that it was not sent."""
@@ -120,7 +174,7 @@ class Outbox:
             reached("outcome-logged")
             with self._database.write() as connection:
                 for result in mine:
-                    self._update(connection, result.mail.event_id, state=result.state, reason=result.reason)
+                    self._set_outcome(connection, result.mail.event_id, result.state, result.reason)
                 connection.execute(_SET_END, [{"log": self.log, "partition": partition, "end": end + len(data)}])
             reached("outcome-committed")
 
@@ -179,8 +233,14 @@ class Outbox:
             for line in tail[:whole].splitlines():
                 event = orjson.loads(line)
                 obj = event["object"]
-                self._update(connection, obj["id"], state=event["verb"], reason=obj.get("reason", ""))
+                self._set_outcome(connection, obj["id"], event["verb"], obj.get("reason", ""))
             connection.execute(_SET_END, [{"log": self.log, "partition": partition, "end": end + whole}])
+
+    def _set_outcome(self, connection: sa.Connection, event_id: str, state: str, reason: str) -> None:
+        """What the log says of a mail, into its row; a person's decision about it is carried out by that."""
+        values = {"state": WAITING, "next_at": 0} if reason == AGAIN else {"state": state}
+        self._update(connection, event_id, **values, reason=reason)
+        connection.execute(_FORGET_DECISION, {"event_id": event_id})
 
     def _set(self, mail: Mail, **values: Any) -> None:
         with self._database.write() as connection:
