@@ -133,7 +133,7 @@ class Outbox:
             .where(
                 _DELIVERY.c.cleared.is_(False),
                 _CONTACT.c.unsubscribed.is_(False),
-                sa.or_(*allowed) if allowed else True,
+                sa.or_(*allowed) if allowed else sa.true(),
             )
             .limit(limit)
         )
