@@ -36,9 +36,9 @@ def status(*, json: bool = False, check: bool = False) -> None:
     elif not check:
         _show(found)
     if check and found.problems:
-        for problem in found.problems[1:]:
+        for problem in found.problems[:-1]:
             say(f"afterlog: {problem}")
-        raise AfterlogError(found.problems[0])
+        raise AfterlogError(found.problems[-1])
 
 
 def _show(found: Status) -> None:
