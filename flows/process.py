@@ -28,7 +28,8 @@ def process(as_of: AsOfParameter = "now", shift: bool = False) -> list[Summary]:
 
     Args:
         as_of: the time as of which baskets are judged abandoned: `now`, `log-end` (the greatest clock in the logs), a
-            moment (in UTC where it has no offset), or milliseconds since 1970. Later than now is refused; earlier than the last tick changes nothing.
+            moment (in UTC where it has no offset), or milliseconds since 1970. Later than now is refused; earlier than the
+            last tick changes nothing.
         shift: follow the logs until the next shift takes over, instead of ending at their ends. For schedules.
     """
     return _shift() if shift else _to_end(_as_of(as_of))
