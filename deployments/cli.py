@@ -26,7 +26,16 @@ app.command(
     "deployments.cli_work:deliver", help="Run the processors on derived logs, then deliver every mail that is due."
 )
 app.command("deployments.cli_contacts:contacts", name="contacts", help="The address book.")
-app.command("deployments.cli_status:status", help="Show how far each processor has come, and the mails by state.")
+app.command(
+    "deployments.cli_status:status",
+    help="Show how far each processor has come, whether it is stuck or dead, and the mails.",
+)
+app.command("deployments.cli_brake:pause", help="Hold all mails until `afterlog resume deliver`.")
+app.command("deployments.cli_brake:resume", help="Send mails again, what was held first.")
+app.command(
+    "deployments.cli_deliveries:deliveries", name="deliveries", help="Mails: list, resolve those in doubt, drop."
+)
+app.command("deployments.cli_quarantine:quarantine", name="quarantine", help="Lines that were no events: list, retry.")
 app.command("deployments.cli_backup:backup", help="Write a backup of the database and the logs, while everything runs.")
 app.command(
     "deployments.cli_backup:restore", help="Put a backup back; nothing of a log is lost, nobody is mailed twice."

@@ -16,6 +16,7 @@ from deployments.console import say
 from storage.batches import BatchCache
 from storage.door import append_lines
 from storage.errors import AppendError, UsageError
+from storage.look import Look
 from storage.settings import load_settings
 from storage.store import Store, check_log_name
 from storage.times import parse_time
@@ -109,6 +110,7 @@ class _Reading:
 
     def __init__(self, store: Store, log: str, derived: bool, generation: int) -> None:
         self._store, self._log, self.derived, self._generation = store, log, derived, generation
+        self._look = Look(store)
 
     def place(self, partition: int, text: str) -> int:
         """The offset that a person means by an offset or a time.
@@ -156,7 +158,7 @@ class _Reading:
 
     def _end(self, partition: int) -> int:
         if self.derived:
-            return self._store.committed_end(self._log, partition, self._generation)
+            return self._look.committed_end(self._log, partition, self._generation)
         return self._store.reader(self._log, partition, self._generation).end()
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
 from deployments.console import say, show_table
 from deployments.server import environment, find_server
 from storage.errors import AfterlogError, UsageError
+from storage.failures import note_failure
 from storage.settings import Settings, load_settings
 from storage.store import Store
 from storage.times import parse_time
@@ -50,7 +52,19 @@ def process(
         _finish(*_process_here(settings, when))
 
 
-def deliver(*, limit: int | None = None, prefect: Annotated[bool, Parameter(negative="--no-prefect")] = True) -> None:
+def _whole(_type: Any, tokens: Sequence[Token]) -> int:
+    """A whole number; `1.5` would otherwise be taken for 1."""
+    text = tokens[0].value
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
+        raise UsageError("--limit is no whole number", found=repr(text[:50]), expected="digits, at least 1")
+    return int(text)
+
+
+def deliver(
+    *,
+    limit: Annotated[int | None, Parameter(converter=_whole)] = None,
+    prefect: Annotated[bool, Parameter(negative="--no-prefect")] = True,
+) -> None:
     """Run the processors on derived logs, then deliver every mail that is due.
 
     Args:
@@ -70,8 +84,8 @@ def deliver(*, limit: int | None = None, prefect: Annotated[bool, Parameter(nega
     outcome = side_by_side(run, run.topology.on_derived_logs(), lambda r, name: process_to_end(r, name, None))
     _show_done(run, outcome)
     run.stop.clear()
-    _show_mails(deliver_to_end(run, limit))
-    _raise_failures(outcome)
+    _show_mails(deliver_to_end(run, limit, lambda reason: say(f"delivery has stopped itself: {reason}")))
+    _raise_failures(run, outcome)
 
 
 def parse_as_of(text: str) -> AsOf:
@@ -117,7 +131,7 @@ def _follow_for(settings: Settings, seconds: float) -> tuple[Run, Outcome]:
 def _finish(run: Run, outcome: Outcome) -> None:
     """Show what was done; an error for whatever failed, after all the rest was told."""
     _show_done(run, outcome)
-    _raise_failures(outcome)
+    _raise_failures(run, outcome)
 
 
 def _show_done(run: Run, outcome: Outcome) -> None:
@@ -126,9 +140,10 @@ def _show_done(run: Run, outcome: Outcome) -> None:
     _show_counts(outcome.summaries)
 
 
-def _raise_failures(outcome: Outcome) -> None:
+def _raise_failures(run: Run, outcome: Outcome) -> None:
     for name, failure in outcome.failures.items():
         say(f"{name} failed: {failure}")
+        note_failure(run.store.database, name, failure)
     if outcome.failures:
         raise AfterlogError(f"{len(outcome.failures)} processors failed", do="What the others did stands; run it again")
 
@@ -145,6 +160,10 @@ def _show_mails(summary: DeliverySummary) -> None:
     show_table("Mails", ("state", "mails"), rows)
     for reason, count in summary.reasons.most_common():
         say(f"{count} x {reason}")
+    if summary.held:
+        say(
+            f"mails are held: {summary.held}. `afterlog resume deliver` sends them, `afterlog deliveries drop` drops them"
+        )
 
 
 def _with_prefect(settings: Settings) -> None:

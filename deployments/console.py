@@ -5,9 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.table import Table
-
 
 def say(message: str) -> None:
     """A word to the person at the terminal."""
@@ -20,6 +17,9 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
         for row in (columns, *rows):
             print("\t".join(str(cell) for cell in row))
         return
+    from rich.console import Console  # only a terminal needs it, and a pipe should not wait for it
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         numbers = bool(rows) and all(isinstance(row[index], (int, float)) for row in rows)

@@ -13,7 +13,9 @@ from prefect.flows import Flow
 from prefect.runner import Runner
 from prefect.types.entrypoint import EntrypointType
 
+from flows.brake import brake
 from flows.process import process
+from flows.quarantine import quarantine_retry
 from flows.react import react
 from storage.settings import Settings, load_settings
 
@@ -39,7 +41,7 @@ async def build_deployments(settings: Settings) -> tuple[list[RunnerDeployment],
             "by-hand", tags=["afterlog", "by-hand"], description=flow.description,
             entrypoint_type=EntrypointType.MODULE_PATH,
         )
-        for flow in flows
+        for flow in (*flows, brake, quarantine_retry)
     ]  # fmt: skip
     return shifts, by_hand
 

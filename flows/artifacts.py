@@ -24,6 +24,7 @@ def mail_table(summary: DeliverySummary) -> str:
     states = "".join(f"| {state} | {count} |\n" for state, count in sorted(summary.states.items()) if count)
     reasons = "".join(f"| {reason} | {count} |\n" for reason, count in summary.reasons.most_common(20))
     text = f"{summary.taken_in} taken in, {summary.waiting} waiting, {summary.retries} to be tried again\n\n"
+    text += f"**Mails are held:** {summary.held}\n\n" if summary.held else ""
     text += f"| mails | |\n|---|--:|\n{states}\n" if states else ""
     return text + (f"| why not | |\n|---|--:|\n{reasons}" if reasons else "")
 

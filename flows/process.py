@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from prefect import flow, get_run_logger
@@ -16,7 +16,10 @@ from storage.times import now
 from tasks.prefect_tasks import follow_task, process_task
 from tasks.process import AsOf, FinalTick, Summary, check_as_of, start_tick
 
-AsOfParameter = Literal["now", "log-end"] | datetime | Annotated[int, Field(ge=0)]
+# The server checks a form against its schema, but no `format`: the pattern refuses what is no time before anything runs.
+_TIME = r"^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d(\.\d+)?)?([Zz]|[+-]\d\d:?\d\d)?$"
+Moment = Annotated[datetime, Field(json_schema_extra={"pattern": _TIME})]
+AsOfParameter = Literal["now", "log-end"] | Moment | Annotated[int, Field(ge=0)]
 
 
 @flow(name="process", flow_run_name="process", log_prints=False)
@@ -25,7 +28,8 @@ def process(as_of: AsOfParameter = "now", shift: bool = False) -> list[Summary]:
 
     Args:
         as_of: the time as of which baskets are judged abandoned: `now`, `log-end` (the greatest clock in the logs), a
-            moment, or milliseconds since 1970. Later than now is refused; earlier than the last tick changes nothing.
+            moment (in UTC where it has no offset), or milliseconds since 1970. Later than now is refused; earlier than the
+            last tick changes nothing.
         shift: follow the logs until the next shift takes over, instead of ending at their ends. For schedules.
     """
     return _shift() if shift else _to_end(_as_of(as_of))
@@ -70,5 +74,5 @@ def _shift() -> list[Summary]:
 
 def _as_of(value: AsOfParameter) -> AsOf:
     if isinstance(value, datetime):
-        return int(value.timestamp() * 1000)
+        return int((value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp() * 1000)
     return value

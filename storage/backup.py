@@ -16,8 +16,9 @@ import sqlalchemy as sa
 from sqlmodel import SQLModel
 
 from storage import tables  # noqa: F401  # its classes fill the metadata
-from storage.database import HEAD, Database
+from storage.database import Database
 from storage.errors import UsageError
+from storage.schema import HEAD
 from storage.segment import fsync_directory, list_segments, make_directory, segment_path
 from storage.store import CLOCK, Store
 from storage.times import now

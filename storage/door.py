@@ -58,7 +58,7 @@ def append_lines(store: Store, log: str, lines: Sequence[bytes]) -> Appended:
         AppendError: the write failed half way; it names the offsets that are in.
     """
     latest = now() + store.settings.ahead
-    result = Appended([None] * len(lines), [i for i, line in enumerate(lines) if _is_ahead(line, latest)])
+    result = Appended([None] * len(lines), [i for i, line in enumerate(lines) if is_ahead(line, latest)])
     refused = set(result.refused)
     groups: dict[int, list[int]] = {}
     for index, line in enumerate(lines):
@@ -135,7 +135,8 @@ def _check(line: bytes, index: int, max_line: int) -> None:
         raise UsageError(f"event {index + 1} is none: {error}", do="Nothing was appended; correct it") from error
 
 
-def _is_ahead(line: bytes, latest: int) -> bool:
+def is_ahead(line: bytes, latest: int) -> bool:
+    """Whether the `event.inserted_at` of a line lies after `latest`; False where it has none that can be used."""
     try:
         stamp = _decode_stamp(line).event
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):

@@ -72,7 +72,27 @@ class RunLock:
 
     def held_by(self) -> str:
         """Who holds the lock, as they signed it; empty where nobody ever did."""
-        try:
-            return self.path.read_text().strip()
-        except FileNotFoundError:
-            return ""
+        return signed_by(self.path)
+
+
+def is_held(path: Path) -> bool:
+    """Whether anybody holds the lock file `path`; for a look, which makes no file and signs nothing."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def signed_by(path: Path) -> str:
+    """Who held the lock file `path` last, as they signed it; empty where nobody ever did."""
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        return ""

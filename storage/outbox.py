@@ -7,26 +7,35 @@ and the log's committed end in one transaction after that; so an unconfirmed tai
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
 import sqlalchemy as sa
 
+from storage.brake import HOUR, LOOK_BACK
 from storage.commit import Pending, Position, commit
 from storage.database import Database
 from storage.derived import DerivedWriter
 from storage.errors import ConflictError
+from storage.mails import (
+    AGAIN,
+    CLAIMED,
+    SENT,
+    UNKNOWN,
+    WAITING,
+    Mail,
+    Result,
+    outcome_line,
+    outcome_row,
+)  # fmt: skip
 from storage.reader import PartitionReader
 from storage.steps import reached
 from storage.store import Store
 from storage.tables import Contact, Delivery, Order, Settled
 from storage.times import now
 
-WAITING, CLAIMED, SENT, SUPPRESSED, FAILED, UNKNOWN = "WAITING", "CLAIMED", "SENT", "SUPPRESSED", "FAILED", "UNKNOWN"
-MAY_HAVE_BEEN_SENT = "it may have been sent before a backup was put back"
-
 _DELIVERY: sa.Table = Delivery.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
+_CONTACT: sa.Table = Contact.__table__  # type: ignore[attr-defined]  # likewise
 _INSERT = (
     'INSERT INTO delivery (event_id, state, log, generation, partition, "offset", recipient_type, recipient_id, not_after, '
     "next_at, attempts, reason, changed_at) VALUES (:event_id, :state, :log, :generation, :partition, :offset, "
@@ -40,38 +49,22 @@ _SETTLED = (
     "INSERT INTO settled (abandonment, verb, event_id) VALUES (:abandonment, :verb, :event_id) "
     "ON CONFLICT (abandonment, verb) DO NOTHING"
 )
+_TALLY = (
+    "INSERT INTO tally (what, bucket, count) VALUES (:what, :bucket, :count) "
+    "ON CONFLICT (what, bucket) DO UPDATE SET count = tally.count + excluded.count"
+)
+_FORGET_TALLIES = "DELETE FROM tally WHERE bucket < :before"
+# The brake is asked in the statement that claims: once it is on, nothing is claimed any more.
+_CLAIM = sa.text(
+    "UPDATE delivery SET state = 'CLAIMED', attempts = attempts + 1, reason = '', changed_at = :wall "
+    "WHERE event_id = :event_id AND state = 'WAITING' "
+    "AND NOT EXISTS (SELECT 1 FROM brake WHERE name = 'deliver' AND state <> 'RUNNING')"
+)
+_FORGET_DECISION = sa.text("DELETE FROM decision WHERE event_id = :event_id")
 _SET_END = sa.text(
     'INSERT INTO committed_end (log, generation, partition, "end") VALUES (:log, 1, :partition, :end) '
     'ON CONFLICT (log, generation, partition) DO UPDATE SET "end" = excluded."end"'
 )
-
-
-@dataclass(frozen=True)
-class Mail:
-    """A row of the outbox: where its EMAIL event lies, whom it is for, and until when it is worth sending."""
-
-    event_id: str
-    state: str
-    log: str
-    generation: int
-    partition: int
-    offset: int
-    recipient_type: str
-    recipient_id: str
-    not_after: int
-    next_at: int
-    attempts: int
-    reason: str
-    changed_at: int
-
-
-@dataclass(frozen=True)
-class Result:
-    """What became of a mail: SENT, SUPPRESSED, FAILED or UNKNOWN, and why."""
-
-    mail: Mail
-    state: str
-    reason: str = ""
 
 
 class Outbox:
@@ -91,12 +84,15 @@ class Outbox:
         position: Position,
         mails: Sequence[Mapping[str, Any]],
         settled: Sequence[Mapping[str, Any]],
+        tallies: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Queue what was read up to `position`, each event once, whatever was read before.
+        """Queue what was read up to `position`, each event once, whatever was read before; count what is to be counted.
 
         A mail is WAITING, or CLAIMED where it may have been sent before; `give_up` makes that UNKNOWN.
         """
-        pending: list[Any] = [(sql, rows) for sql, rows in ((_TAKE_IN, mails), (_SETTLED, settled)) if rows]
+        old = [{"before": now() - LOOK_BACK - HOUR}] if tallies else []
+        statements = ((_TAKE_IN, mails), (_SETTLED, settled), (_TALLY, tallies), (_FORGET_TALLIES, old))
+        pending: list[Any] = [(sql, rows) for sql, rows in statements if rows]
         commit(self._database, source, None, position, Pending(statements=pending))
 
     def waiting(self, wall: int, limit: int) -> list[Mail]:
@@ -110,14 +106,49 @@ class Outbox:
         with self._database.read() as connection:
             return [Mail(**row) for row in connection.execute(wanted).mappings()]
 
-    def claim(self, mail: Mail) -> None:
-        """Note durably that `mail` is about to be sent: from here on a crash leaves it UNKNOWN, never sent again."""
-        claim = sa.update(_DELIVERY).where(_DELIVERY.c.event_id == mail.event_id, _DELIVERY.c.state == WAITING)
-        with self._database.write() as connection:
-            taken = connection.execute(
-                claim.values(state=CLAIMED, attempts=mail.attempts + 1, reason="", changed_at=now())
+    def would_mail(self, wall: int, allow: Sequence[str], limit: int) -> int:
+        """How many mails are due that nobody has released and that, as far as the address book tells, would be sent."""
+        address = sa.func.lower(sa.func.trim(_CONTACT.c.email))
+        allowed = [
+            address.endswith(a, autoescape=True) if a.startswith("@") else address == a for a in map(str.lower, allow)
+        ]
+        mine = (_CONTACT.c.type == _DELIVERY.c.recipient_type, _CONTACT.c.id == _DELIVERY.c.recipient_id)
+        wanted = (
+            sa.select(sa.literal(1))
+            .select_from(_DELIVERY.join(_CONTACT, sa.and_(*mine)))
+            .where(_DELIVERY.c.state == WAITING, _DELIVERY.c.next_at <= wall, _DELIVERY.c.not_after >= wall)
+            .where(
+                _DELIVERY.c.cleared.is_(False),
+                _CONTACT.c.unsubscribed.is_(False),
+                sa.or_(*allowed) if allowed else sa.true(),
             )
-            if taken.rowcount != 1:
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            return int(connection.scalar(sa.select(sa.func.count()).select_from(wanted.subquery())) or 0)
+
+    def mailed_since(self, since: int) -> int:
+        """How many mails went out since then, or may have, but for those that a person had released."""
+        wanted = sa.select(sa.func.count()).where(
+            _DELIVERY.c.state.in_((SENT, CLAIMED, UNKNOWN)),
+            _DELIVERY.c.changed_at >= since,
+            _DELIVERY.c.cleared.is_(False),
+        )
+        with self._database.read() as connection:
+            return int(connection.scalar(wanted) or 0)
+
+    def claim(self, mail: Mail) -> bool:
+        """Note durably that `mail` is about to be sent: from here on a crash leaves it UNKNOWN, never sent again.
+
+        False where the brake is on: nothing has changed.
+
+        Raises:
+            ConflictError: another run has taken it.
+        """
+        waiting = sa.select(sa.literal(1)).where(_DELIVERY.c.event_id == mail.event_id, _DELIVERY.c.state == WAITING)
+        with self._database.write() as connection:
+            done = connection.execute(_CLAIM, {"event_id": mail.event_id, "wall": now()}).rowcount
+            if not done and connection.scalar(waiting) is None:
                 raise ConflictError(
                     "another run has taken this mail",
                     where=mail.event_id,
@@ -125,6 +156,7 @@ class Outbox:
                     do="This run has not sent it; the other one goes on",
                 )
         reached("mail-claimed")
+        return done == 1
 
     def put_back(self, mail: Mail, next_at: int, reason: str) -> None:
         """Let a claimed mail wait again: it is certain that it was not sent."""
@@ -135,12 +167,12 @@ class Outbox:
         for partition in sorted({result.mail.partition for result in results}):
             mine = [result for result in results if result.mail.partition == partition]
             end = self.store.committed_end(self.log, partition)
-            data = b"".join(_line(result) for result in mine)
+            data = b"".join(outcome_line(result) for result in mine)
             self._writer(partition).extend(end, data, may_differ=False)
             reached("outcome-logged")
             with self._database.write() as connection:
                 for result in mine:
-                    self._update(connection, result.mail.event_id, state=result.state, reason=result.reason)
+                    self._set_outcome(connection, result.mail.event_id, result.state, result.reason)
                 connection.execute(_SET_END, [{"log": self.log, "partition": partition, "end": end + len(data)}])
             reached("outcome-committed")
 
@@ -204,8 +236,18 @@ class Outbox:
             return
         with self._database.write() as connection:
             for line in tail[:whole].splitlines():
-                connection.execute(_ADOPT, [_row_of(orjson.loads(line))])
+                event = orjson.loads(line)
+                row = outcome_row(event)
+                if row["reason"] != AGAIN:  # a mail to be sent once more is taken in as any other
+                    connection.execute(_ADOPT, [row])
+                self._set_outcome(connection, row["event_id"], event["verb"], row["reason"])
             connection.execute(_SET_END, [{"log": self.log, "partition": partition, "end": end + whole}])
+
+    def _set_outcome(self, connection: sa.Connection, event_id: str, state: str, reason: str) -> None:
+        """What the log says of a mail, into its row; a person's decision about it is carried out by that."""
+        values = {"state": WAITING, "next_at": 0} if reason == AGAIN else {"state": state}
+        self._update(connection, event_id, **values, reason=reason)
+        connection.execute(_FORGET_DECISION, {"event_id": event_id})
 
     def _set(self, mail: Mail, **values: Any) -> None:
         with self._database.write() as connection:
@@ -226,30 +268,3 @@ class Outbox:
                 daily=settings.segment_daily,
             )
         return self._writers[partition]
-
-
-def _row_of(event: Mapping[str, Any]) -> dict[str, Any]:
-    """A row for what the log says became of a mail; an older database may not know the mail yet."""
-    obj, source = event["object"], event.get("context", {}).get("source", {})
-    return {
-        "event_id": obj["id"], "state": event["verb"], "log": source.get("log", ""), "generation": 1,
-        "partition": source.get("partition", 0), "offset": source.get("offset", 0), "recipient_type": "",
-        "recipient_id": "", "not_after": 0, "reason": obj.get("reason", ""), "changed_at": now(),
-    }  # fmt: skip
-
-
-def _line(result: Result) -> bytes:
-    wall, mail = now(), result.mail
-    obj = {"type": "EMAIL", "id": mail.event_id}
-    if result.reason:
-        obj["reason"] = result.reason
-    return orjson.dumps(
-        {
-            "subject": {"id": "EMAIL_SYSTEM"},
-            "verb": result.state,
-            "object": obj,
-            "context": {"at": wall, "source": {"log": mail.log, "partition": mail.partition, "offset": mail.offset}},
-            "event": {"id": f"deliver/{mail.event_id}/{result.state.lower()}", "inserted_at": wall},
-        },
-        option=orjson.OPT_APPEND_NEWLINE,
-    )

@@ -20,7 +20,7 @@ from storage import postgresql
 from storage.backup import FILE, LABEL, close_file, copy_file, copy_rows
 from storage.database import Database
 from storage.errors import AfterlogError, UsageError
-from storage.outbox import CLAIMED, FAILED, MAY_HAVE_BEEN_SENT, SENT, SUPPRESSED, UNKNOWN
+from storage.mails import CLAIMED, FAILED, MAY_HAVE_BEEN_SENT, SENT, SUPPRESSED, UNKNOWN
 from storage.segment import check_contiguous, file_end, fsync_directory, list_segments, make_directory
 from storage.store import Store
 from storage.tables import Delivery

@@ -103,6 +103,22 @@ class Settings(BaseSettings):
     mail_allow: tuple[str, ...] = ()
     """Only these recipients are mailed, where any are named: addresses, or `@domain`."""
 
+    brake_factor: float = Field(5.0, ge=1)
+    """Delivery stops itself where an hour would see more than so many times the usual mails ..."""
+    brake_floor: int = Field(500, ge=1)
+    """... and more than so many."""
+    brake_silence: Duration = 600_000
+    """A raw log without a new line for so long is silent: its producer may be dead ..."""
+    brake_surge: float = Field(2.0, ge=1)
+    """... and so many times the usual abandonments meanwhile are no lost customers, ..."""
+    brake_surge_floor: int = Field(50, ge=1)
+    """... where they are more than so many."""
+
+    stuck_after: Duration = 60_000
+    """A processor at work that commits nothing for so long, with something to do, is stuck."""
+    dead_after: Duration = 180_000
+    """Something to do that nobody is at for so long: its processor is dead."""
+
     settle: Duration = 2_000
     tick_every: Duration = 1_000
     poll: Duration = 20

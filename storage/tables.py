@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from sqlalchemy import BigInteger, Column, Index, LargeBinary, Numeric, UniqueConstraint
+from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, LargeBinary, Numeric, UniqueConstraint, false
 from sqlmodel import Field, SQLModel
 
 
@@ -96,7 +96,7 @@ class Contact(SQLModel, table=True):
 class Delivery(SQLModel, table=True):
     """One EMAIL on its way: `event_id` makes it at most one."""
 
-    __table_args__ = (Index("delivery_due", "state", "next_at"),)
+    __table_args__ = (Index("delivery_due", "state", "next_at"), Index("delivery_changed", "state", "changed_at"))
 
     event_id: str = Field(primary_key=True)
     state: str  # WAITING, CLAIMED, SENT, SUPPRESSED, FAILED, UNKNOWN
@@ -111,6 +111,54 @@ class Delivery(SQLModel, table=True):
     attempts: int = 0
     reason: str = ""
     changed_at: int = Field(sa_column=_big())
+    cleared: bool = Field(default=False, sa_column=Column(Boolean, nullable=False, server_default=false()))
+    """A person has released it: the brake does not count it again."""
+
+
+class Decision(SQLModel, table=True):
+    """What a person decided about a mail; whoever holds the lock of `deliver` carries it out."""
+
+    event_id: str = Field(primary_key=True)
+    state: str  # SENT, FAILED, SUPPRESSED, or WAITING: once more
+    at: int = Field(sa_column=_big())
+
+
+class Brake(SQLModel, table=True):
+    """Whether delivery may claim mails: PAUSED by a person, STOPPED by itself, else RUNNING."""
+
+    name: str = Field(primary_key=True)
+    state: str
+    reason: str
+    since: int = Field(sa_column=_big())
+
+
+class Tally(SQLModel, table=True):
+    """How many of something there were in ten minutes, by the clock of the log; `bucket` is their beginning."""
+
+    what: str = Field(primary_key=True)
+    bucket: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    count: int
+
+
+class Failure(SQLModel, table=True):
+    """A processor's last failure, and how many there were since its last commit before them."""
+
+    processor: str = Field(primary_key=True)
+    at: int = Field(sa_column=_big())
+    times: int
+    reason: str
+
+
+class Retried(SQLModel, table=True):
+    """A quarantined line that was appended again: where it was, and where it is now (-1: not known, see `state`)."""
+
+    log: str = Field(primary_key=True)
+    partition: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    offset: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    state: str  # BEGUN, DONE
+    at: int = Field(sa_column=_big())
+    to_partition: int = -1
+    to_offset: int = Field(default=-1, sa_column=_big())
 
 
 class Restored(SQLModel, table=True):

@@ -6,20 +6,26 @@ gets it. What is not known after a crash or a lost connection is UNKNOWN and wai
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
+from storage.brake import read_brake
 from storage.commit import Position, load_position
+from storage.decisions import carry_out
 from storage.errors import Stopped, UsageError
 from storage.event import Event
-from storage.outbox import CLAIMED, FAILED, MAY_HAVE_BEEN_SENT, SENT, SUPPRESSED, UNKNOWN, WAITING, Mail, Outbox, Result
+from storage.mails import CLAIMED, FAILED, MAY_HAVE_BEEN_SENT, SENT, SUPPRESSED, UNKNOWN, WAITING, Mail, Result
+from storage.outbox import Outbox
 from storage.reader import PartitionReader
 from storage.times import now
+from tasks.brake import ABANDONED, BrakeCheck, tallies
 from tasks.guards import Guards, read_event
 from tasks.mail import AddressError, MailError, compose, parse_address
 from tasks.mail_url import parse_mail_url
@@ -30,6 +36,7 @@ from tasks.sending import NotSent, OutcomeUnknown, Transport
 from tasks.topology import DELIVER, DELIVERIES
 from tasks.transport import open_transport
 
+Told = Callable[[str], None]
 OUTCOMES = frozenset({"ABANDONMENT_RETRACTED", "RECOVERED_BASKET"})
 _FIRST_DELAY, _LONGEST_DELAY = 5_000, 600_000
 _AT_ONCE = 200
@@ -63,6 +70,8 @@ class DeliverySummary:
     reasons: Counter[str] = field(default_factory=Counter)
     retries: int = 0
     waiting: int = 0
+    held: str = ""
+    """Why mails are held at the end of the run: a person paused delivery, or it stopped itself."""
 
 
 @dataclass
@@ -75,11 +84,12 @@ class _Source:
 class Deliverer:
     """Takes EMAIL events in and sends them; its maker holds the lock of `deliver`."""
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.settings = run, run.store.settings
+    def __init__(self, run: Run, told: Told) -> None:
+        self.run, self.settings, self._told = run, run.store.settings, told
         self.summary = DeliverySummary()
         self.outbox = Outbox(run.store, DELIVERIES)
         self._guards, self._restores = Guards(run, self.outbox), Restores(run)
+        self._brake = BrakeCheck(run, self.outbox)
         logs = [*run.topology.mail_logs(), "baskets"]
         self._sources = [self._open(log, part) for log in logs for part in run.store.partitions(log)]
         self._transport: Transport = open_transport(
@@ -97,12 +107,20 @@ class Deliverer:
         for source in self._sources:
             source.reader.close()
         self.summary.waiting = self.outbox.counts().get("WAITING", 0)
+        self.summary.held = read_brake(self.run.store.database).reason
 
     def round(self, limit: int | None = None) -> bool:
-        """Take in what is there and try what is due; says whether there was anything."""
+        """Take in what is there and try what is due, unless mails are held; says whether there was anything."""
         taken = [self._take_in(source) for source in self._sources]
+        decided = carry_out(self.run.store.database, self.outbox)
+        self._count(decided)
+        if self._brake.holds(limit or sys.maxsize):
+            if self._brake.stopped:
+                self._told(self._brake.stopped)
+                self._brake.stopped = None
+            return any(taken) or bool(decided)
         tried = self._try_due(_AT_ONCE if limit is None else min(limit, _AT_ONCE))
-        return any(taken) or tried > 0
+        return any(taken) or bool(decided) or tried > 0
 
     def unconfirmed(self) -> bool:
         """Whether a log that is followed has bytes that its processor has not committed yet."""
@@ -136,12 +154,13 @@ class Deliverer:
         ):
             mails = [self._row(event, position) for event in batch.events if event.verb == "EMAIL"]
             settled = [_settled(event) for event in batch.events if event.verb in OUTCOMES]
+            left = [event.clock for event in batch.events if source.log == "baskets" and event.verb == ABANDONED]
             position.offset, position.clock = batch.end, batch.clock
             position.lines += batch.lines
             position.quarantined += len(batch.bad)
             position.processed += len(mails) + len(settled)
             position.ignored += len(batch.events) - len(mails) - len(settled)
-            self.outbox.take_in(source.reader, position, mails, settled)
+            self.outbox.take_in(source.reader, position, mails, settled, tallies(left))
             if any(mail["state"] == CLAIMED for mail in mails):
                 self.summary.states[UNKNOWN] += self.outbox.give_up(MAY_HAVE_BEEN_SENT)
             self.summary.taken_in += len(mails)
@@ -171,23 +190,28 @@ class Deliverer:
                 decided.append(Result(mail, SUPPRESSED, reason))
             else:
                 self._settle(decided)
-                self._deliver(mail)
+                if not self._deliver(mail):
+                    return 0
         self._settle(decided)
         return len(mails)
 
     def _settle(self, results: list[Result]) -> None:
         if results:
             self.outbox.settle(results)
-            for result in results:
-                self.summary.states[result.state] += 1
-                if result.reason:
-                    self.summary.reasons[result.reason] += 1
+            self._count(results)
             results.clear()
 
-    def _deliver(self, mail: Mail) -> None:
-        """Claim, follow the logs to their ends as of the claim, ask once more, send."""
+    def _count(self, results: Sequence[Result]) -> None:
+        for result in results:
+            self.summary.states[result.state] += 1
+            if result.reason:
+                self.summary.reasons[result.reason] += 1
+
+    def _deliver(self, mail: Mail) -> bool:
+        """Claim, follow the logs to their ends as of the claim, ask once more, send; False where mails are held by now."""
         self._guards.follow_logs()
-        self.outbox.claim(mail)
+        if not self.outbox.claim(mail):
+            return False
         try:
             self._guards.follow_logs()
             for source in self._sources:
@@ -198,6 +222,7 @@ class Deliverer:
             self.outbox.put_back(mail, now(), mail.reason)
             raise
         self._settle([Result(mail, SUPPRESSED, reason)] if reason else self._send(mail, event))
+        return True
 
     def _send(self, mail: Mail, event: dict[str, Any]) -> list[Result]:
         contact = self.outbox.contact(mail)
@@ -220,8 +245,8 @@ class Deliverer:
         return [Result(mail, SENT)]
 
 
-def deliver_to_end(run: Run, limit: int | None = None) -> DeliverySummary:
-    """Try every mail that is due, at most `limit` of them, then end.
+def deliver_to_end(run: Run, limit: int | None = None, told: Told = lambda _reason: None) -> DeliverySummary:
+    """Try every mail that is due, at most `limit` of them, then end; `told` hears why, where delivery stops itself.
 
     Raises:
         Stopped: the run is to stop; the rest waits for the next one.
@@ -229,7 +254,7 @@ def deliver_to_end(run: Run, limit: int | None = None) -> DeliverySummary:
     lock = run.lock(DELIVER)
     lock.acquire(run.stop)
     try:
-        deliverer = Deliverer(run)
+        deliverer = Deliverer(run, told)
         try:
             while deliverer.round(limit) and limit is None:
                 if run.stop.is_set():
@@ -241,14 +266,14 @@ def deliver_to_end(run: Run, limit: int | None = None) -> DeliverySummary:
         lock.release()
 
 
-def follow_mail(run: Run) -> DeliverySummary:
-    """Deliver as mails come, until the run is to stop."""
+def follow_mail(run: Run, told: Told = lambda _reason: None) -> DeliverySummary:
+    """Deliver as mails come, until the run is to stop; `told` hears why, where delivery stops itself."""
     lock = run.lock(DELIVER)
     summary = DeliverySummary()
     try:
         run.stand_by()
         lock.acquire(run.stop)
-        deliverer = Deliverer(run)
+        deliverer = Deliverer(run, told)
         summary = deliverer.summary
         try:
             while not run.stop.is_set():

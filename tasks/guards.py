@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from storage.outbox import Mail, Outbox
+from storage.mails import Mail
+from storage.outbox import Outbox
 from storage.times import now, show
 from tasks.process import positions, process_to_end
 from tasks.run import Run

@@ -6,16 +6,19 @@ from the flow by a context variable, which Prefect's thread pool carries into ea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.events import emit_event
 from prefect.runtime import task_run
 
-from storage.errors import ConflictError, LostDataError, NondeterminismError, UsageError
+from storage.errors import ConflictError, LostDataError, NondeterminismError, Stopped, UsageError
+from storage.failures import note_failure
 from tasks.deliver import DeliverySummary, deliver_to_end, follow_mail
 from tasks.process import FinalTick, Summary, follow, process_to_end
 from tasks.run import Run
@@ -51,12 +54,32 @@ def _back_off(run: Run) -> None:
         run.stop.wait(run.store.settings.retry_delay / 1000 * 2 ** (tries - 2))
 
 
+@contextmanager
+def _noted(run: Run, name: str) -> Iterator[None]:
+    """Write a failure down, so that `afterlog status` can tell it from a processor that nobody runs."""
+    try:
+        yield
+    except Stopped:
+        raise
+    except Exception as error:
+        note_failure(run.store.database, name, error)
+        raise
+
+
+def _tell_brake(reason: str) -> None:
+    """Delivery has stopped itself: whoever is to be told hears it by this Prefect event, now and not when a shift ends."""
+    resource = {"prefect.resource.id": "afterlog.deliver", "prefect.resource.name": "deliver"}
+    emit_event("afterlog.brake", resource=resource, payload={"reason": reason})
+    get_run_logger().warning("Delivery has stopped itself: %s", reason)
+
+
 @_retried("process to the end")
 def process_task(name: str) -> Summary:
     """Bring processor `name` to the end of its log."""
     run = CURRENT_RUN.get()
     _back_off(run)
-    return process_to_end(run, name, CURRENT_END.get())
+    with _noted(run, name):
+        return process_to_end(run, name, CURRENT_END.get())
 
 
 @_retried("follow")
@@ -64,7 +87,8 @@ def follow_task(name: str) -> Summary:
     """Follow with processor `name` until the shift is over."""
     run = CURRENT_RUN.get()
     _back_off(run)
-    return follow(run, name)
+    with _noted(run, name):
+        return follow(run, name)
 
 
 @_retried("deliver")
@@ -72,7 +96,8 @@ def deliver_task(name: str, limit: int | None = None) -> DeliverySummary:
     """Deliver what is due."""
     run = CURRENT_RUN.get()
     _back_off(run)
-    return deliver_to_end(run, limit)
+    with _noted(run, name):
+        return deliver_to_end(run, limit, _tell_brake)
 
 
 @_retried("follow mail")
@@ -80,4 +105,5 @@ def follow_mail_task(name: str) -> DeliverySummary:
     """Deliver as mails come until the shift is over."""
     run = CURRENT_RUN.get()
     _back_off(run)
-    return follow_mail(run)
+    with _noted(run, name):
+        return follow_mail(run, _tell_brake)

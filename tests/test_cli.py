@@ -335,8 +335,9 @@ class TestWork:
             assert row["lag_bytes"] == row["end"] - row["offset"] == len(tax(3)) + 1
             assert row["lag_ms"] > 0
         plain = command("status").out.decode().splitlines()
-        assert plain[0].split("\t")[:4] == ["processor", "log", "offset", "lag bytes"]
-        assert plain[1].split("\t")[:4] == ["quarantine", "events/0", str(len(tax(1)) * 2 + 6), str(len(tax(3)) + 1)]
+        assert plain[0].split("\t")[:5] == ["processor", "log", "state", "offset", "lag bytes"]
+        sizes = [str(len(tax(1)) * 2 + 6), str(len(tax(3)) + 1)]
+        assert plain[1].split("\t")[:5] == ["quarantine", "events/0", "working", *sizes]
 
     def test_status_shows_the_mails_by_state(self, command: Command, tmp_path: Path) -> None:
         with refusing_port() as port:

@@ -22,10 +22,11 @@ from alembic.script import ScriptDirectory
 from sqlmodel import SQLModel
 
 from storage.clock import Clock
-from storage.database import HEAD, Database
+from storage.database import Database
 from storage.derived import DerivedWriter
 from storage.door import append_lines
 from storage.errors import AfterlogError, ConflictError, CorruptLogError, LostDataError, NondeterminismError
+from storage.schema import HEAD
 from storage.state import StateStore
 from storage.store import Store
 from storage.times import now

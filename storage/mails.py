@@ -1,0 +1,72 @@
+"""A mail in the outbox, and what became of it: as a row of the database, and as a line of the log `deliveries`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from storage.times import now
+
+WAITING, CLAIMED, SENT, SUPPRESSED, FAILED, UNKNOWN = "WAITING", "CLAIMED", "SENT", "SUPPRESSED", "FAILED", "UNKNOWN"
+MAY_HAVE_BEEN_SENT = "it may have been sent before a backup was put back"
+AGAIN = "not sent, says a person: once more"
+
+
+@dataclass(frozen=True)
+class Mail:
+    """A row of the outbox: where its EMAIL event lies, whom it is for, and until when it is worth sending."""
+
+    event_id: str
+    state: str
+    log: str
+    generation: int
+    partition: int
+    offset: int
+    recipient_type: str
+    recipient_id: str
+    not_after: int
+    next_at: int
+    attempts: int
+    reason: str
+    changed_at: int
+    cleared: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a mail: SENT, SUPPRESSED, FAILED or UNKNOWN, and why. AGAIN, as the reason, lets it wait once more."""
+
+    mail: Mail
+    state: str
+    reason: str = ""
+
+
+def outcome_row(event: Mapping[str, Any]) -> dict[str, Any]:
+    """A row for what the log says became of a mail; an older database may not know the mail yet."""
+    obj, source = event["object"], event.get("context", {}).get("source", {})
+    return {
+        "event_id": obj["id"], "state": event["verb"], "log": source.get("log", ""), "generation": 1,
+        "partition": source.get("partition", 0), "offset": source.get("offset", 0), "recipient_type": "",
+        "recipient_id": "", "not_after": 0, "reason": obj.get("reason", ""), "changed_at": now(),
+    }  # fmt: skip
+
+
+def outcome_line(result: Result) -> bytes:
+    """The line of the log `deliveries` that says what became of a mail."""
+    wall, mail = now(), result.mail
+    obj = {"type": "EMAIL", "id": mail.event_id}
+    if result.reason:
+        obj["reason"] = result.reason
+    return orjson.dumps(
+        {
+            "subject": {"id": "EMAIL_SYSTEM"},
+            "verb": result.state,
+            "object": obj,
+            "context": {"at": wall, "source": {"log": mail.log, "partition": mail.partition, "offset": mail.offset}},
+            "event": {"id": f"deliver/{mail.event_id}/{result.state.lower()}", "inserted_at": wall},
+        },
+        option=orjson.OPT_APPEND_NEWLINE,
+    )

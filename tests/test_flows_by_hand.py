@@ -1,0 +1,167 @@
+"""What a person starts from Prefect's UI, under a real server: the brake, a line in quarantine, and forms that refuse."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.brake import read_brake
+from storage.door import append_lines
+from storage.settings import load_settings
+from storage.store import Store
+from storage.times import now
+from tests import test_flows
+from tests.conftest import afterlog, log_bytes
+from tests.test_brake import states, submit
+
+home, server = test_flows.home, test_flows.server  # its fixtures
+TORN = b'{"subject":{"id":2},"verb":'
+FIXED = '{"subject":{"id":2},"verb":"FIXED","context":{"at":1650549837170}}'
+
+
+@pytest.fixture
+def store(home: Path) -> Store:
+    return Store(load_settings())
+
+
+def events_of(name: str) -> list[dict[str, Any]]:
+    """The Prefect events of a name in the last minutes; they reach the server a moment after they were emitted."""
+    from prefect.client.orchestration import get_client
+
+    async def read() -> list[dict[str, Any]]:
+        async with get_client() as client:
+            answer = await client._client.post("/events/filter", json={"filter": {"event": {"name": [name]}}})
+            found: list[dict[str, Any]] = answer.json()["events"]
+            return found
+
+    for _ in range(100):
+        if found := asyncio.run(read()):
+            return found
+        time.sleep(0.2)
+    return []
+
+
+def test_the_brake_is_put_on_and_released_and_what_is_held_dropped(store: Store) -> None:
+    from flows.brake import brake
+
+    submit(store, 1, 2)
+    brake("pause", "a wrong template")
+    found = read_brake(store.database)
+    assert (found.state, found.reason) == ("PAUSED", "a wrong template")
+    afterlog(store.home, "deliver", "--no-prefect")
+    assert brake("drop what is held") == "2 mails dropped; delivery is PAUSED"
+    assert states(store) == {"SUPPRESSED": 2}
+    assert brake("resume") == "RUNNING; 0 mails had been held"
+    state = brake("drop what is held", return_state=True)
+    assert state.is_failed()
+    assert "delivery is running: nothing is held" in state.message
+
+
+def test_when_delivery_stops_itself_a_prefect_event_says_why_and_the_artifact_too(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.react import react
+
+    monkeypatch.setenv("AFTERLOG_BRAKE_FLOOR", "2")
+    submit(store, 1, 2, 3)
+    react()
+    reason = read_brake(store.database).reason
+    assert "mails surge: " in reason
+    assert states(store) == {"WAITING": 3}
+    [event] = events_of("afterlog.brake")
+    assert event["payload"] == {"reason": reason}
+    assert event["resource"]["prefect.resource.id"] == "afterlog.deliver"
+    assert [r for r in event["related"] if r["prefect.resource.id"].startswith("prefect.flow-run.")]
+    from prefect.artifacts import Artifact
+
+    artifact = asyncio.run(Artifact.aget("react"))  # type: ignore[arg-type]
+    assert artifact is not None
+    assert f"**Mails are held:** {reason}" in str(artifact.data)
+
+
+def test_a_line_in_quarantine_is_tried_again(store: Store) -> None:
+    from flows.quarantine import quarantine_retry
+
+    append_lines(store, "events", [TORN])
+    afterlog(store.home, "process", "--no-prefect", "--as-of", "log-end")
+    state = quarantine_retry("events:0:0", return_state=True)
+    assert state.is_failed()
+    assert "the judge refuses the line: no JSON" in state.message
+    assert quarantine_retry("0", FIXED) == f"events:0:0 is in events again, at events:0:{len(TORN) + 1}"
+    assert log_bytes(store.home, "events") == TORN + b"\n" + FIXED.encode() + b"\n"
+
+
+def test_a_processor_that_fails_in_a_flow_is_told_by_the_status(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.process import process
+    from tests.test_status import FAILING
+
+    (tmp_path / "picky_three.py").write_text(FAILING)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("AFTERLOG_PROCESSORS", '["picky_three"]')
+    event = {"subject": {"id": 1}, "verb": "X", "context": {"at": now()}}
+    append_lines(store, "events", [json.dumps(event).encode()])
+    assert process(return_state=True).is_failed()
+    done = afterlog(store.home, "status", "--check", processors='["picky_three"]')
+    assert done.returncode == 1
+    assert b"picky (events/0) is stuck: it failed 6 times since its last commit" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flow", "parameters", "said"),
+    [
+        ("react", {"limit": 0}, "limit"),
+        ("react", {"limit": 1.5}, "limit"),
+        ("process", {"as_of": "yesterday"}, "as_of"),
+        ("brake", {"action": "stop"}, "action"),
+        ("brake", {}, "action"),
+        ("quarantine-retry", {"line_id": "the first one"}, "line_id"),
+        ("quarantine-retry", {"line_id": "5", "line": "{\n}"}, "line"),
+    ],
+)
+def test_the_server_refuses_a_form_before_anything_runs(
+    home: Path,
+    flow: str,
+    parameters: dict[str, Any],
+    said: str,
+) -> None:
+    """As the UI does it: a run is asked for, and the parameters are checked against the form."""
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    from deployments.serve import build_deployments
+
+    async def ask() -> str:
+        _, by_hand = await build_deployments(load_settings())
+        [deployment] = [d for d in by_hand if d.flow_name == flow]
+        ident = await deployment.apply()
+        async with get_client() as client:
+            try:
+                await client.create_flow_run_from_deployment(ident, parameters=parameters)
+            except PrefectHTTPStatusError as error:
+                return f"{error.response.status_code} {error.response.text}"
+        return "accepted"
+
+    answer = asyncio.run(ask())
+    assert answer.startswith("409 ")
+    assert "Validation failed" in answer
+    assert said in answer
+
+
+def test_every_field_of_a_form_is_described(home: Path) -> None:
+    from deployments.serve import build_deployments
+
+    _, by_hand = asyncio.run(build_deployments(load_settings()))
+    forms = {d.flow_name: d._parameter_openapi_schema.model_dump() for d in by_hand}
+    assert set(forms) == {"process", "react", "brake", "quarantine-retry"}
+    for name, form in forms.items():
+        for field, shape in form["properties"].items():
+            assert shape.get("description"), f"{name}: {field}"
+    assert set(forms["quarantine-retry"]["required"]) == {"line_id"}
