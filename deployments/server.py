@@ -38,7 +38,7 @@ QUIET = {
     # What docs/operating.md says of the size of Prefect's database rests on these.
     "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
     "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(7 * DAY),
-    "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": str(3 * DAY),
+    "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "P3D",
     "PREFECT_SERVER_SERVICES_DB_VACUUM_EVENT_RETENTION_OVERRIDES": f'{{"prefect.flow-run.heartbeat": {DAY}}}',
 }
 _STEADY = 60.0
