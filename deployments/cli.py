@@ -26,6 +26,7 @@ app.command(
     "deployments.cli_work:deliver", help="Run the processors on derived logs, then deliver every mail that is due."
 )
 app.command("deployments.cli_contacts:contacts", name="contacts", help="The address book.")
+app.command("deployments.cli_automations:automations", name="automations", help="What Prefect's server does by itself.")
 app.command("deployments.cli_status:status", help="Show how far each processor has come, and the mails by state.")
 
 

@@ -93,7 +93,7 @@ class _Process:
         self._arguments, self._env = arguments, env
         self._process: subprocess.Popen[bytes] | None = None
         self._started = self._due = 0.0
-        self._wait = 1.0
+        self._wait = 0.5
         self._ended: list[int] = []
 
     def start(self) -> None:

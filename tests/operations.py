@@ -56,8 +56,8 @@ class Api:
         answer.raise_for_status()
         return answer.json()
 
-    def delete(self, path: str) -> None:
-        self._client.delete(path).raise_for_status()
+    def patch(self, path: str, **body: Any) -> None:
+        self._client.patch(path, json=body).raise_for_status()
 
     def deployments(self) -> dict[str, dict[str, Any]]:
         """By `flow/name`."""
@@ -78,7 +78,9 @@ class Api:
         """Run a deployment, as its form does; gives the run's id."""
         ident = self.deployments()[name]["id"]
         run = self.post(
-            f"/deployments/{ident}/create_flow_run", parameters=parameters, state={"type": "SCHEDULED", "message": "form"}
+            f"/deployments/{ident}/create_flow_run",
+            parameters=parameters,
+            state={"type": "SCHEDULED", "message": "form"},
         )
         return str(run["id"])
 

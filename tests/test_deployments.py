@@ -55,7 +55,9 @@ def run_by_hand(api: Api, home: Path) -> tuple[Any, list[str]]:
     """
     run = api.finished(api.start("process/by-hand", as_of="log-end"))
     lines = [line for log in ("reactions", "baskets", "anomalies", "quarantine") for line in lines_of(home, log)]
-    return [run[key] for key in ("state_type", "state_name", "tags", "parameters")], [line["event"]["id"] for line in lines]
+    return [run[key] for key in ("state_type", "state_name", "tags", "parameters")], [
+        line["event"]["id"] for line in lines
+    ]
 
 
 def lines_of(home: Path, log: str) -> list[dict[str, Any]]:

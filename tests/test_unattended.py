@@ -30,11 +30,15 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     started = Up(tmp_path_factory.mktemp("up"), crashed_after="40s")
     try:
         wait_for(lambda: (started.home / "prefect" / "api-url").is_file(), 180)
-        wait_for(lambda: started.api.runs("process/shift", "RUNNING") and started.api.runs("react/shift", "RUNNING"), 120)
+        wait_for(
+            lambda: started.api.runs("process/shift", "RUNNING") and started.api.runs("react/shift", "RUNNING"), 120
+        )
         yield started
     finally:
         started.stop()
-    assert [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if str(started.home) in command_of(pid)] == []
+    assert [
+        pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if str(started.home) in command_of(pid)
+    ] == []
 
 
 @pytest.fixture
@@ -50,7 +54,12 @@ def processed(store: Store) -> int:
 
 def goes_on(store: Store, seconds: float) -> float:
     """Append an event, and give the seconds until everybody has read it."""
-    event = {"subject": {"id": 1, "type": "CUSTOMER"}, "verb": "STARTED_BROWSING", "object": {}, "context": {"at": now()}}
+    event = {
+        "subject": {"id": 1, "type": "CUSTOMER"},
+        "verb": "STARTED_BROWSING",
+        "object": {},
+        "context": {"at": now()},
+    }
     wanted, begun = processed(store) + 1, time.monotonic()
     append_events(store, "events", [event])
     wait_for(lambda: processed(store) >= wanted, seconds)
