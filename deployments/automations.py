@@ -16,6 +16,7 @@ from prefect.events.actions import ActionTypes, ChangeFlowRunState, SendNotifica
 from prefect.events.schemas.automations import Automation, AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
+from deployments.grace import NOT_HEARD_OF
 from storage.errors import UsageError
 from storage.settings import Settings
 from tasks.alerts import KINDS
@@ -82,7 +83,7 @@ async def _find_block(client: PrefectClient) -> UUID | None:
 def _for_runs(settings: Settings) -> Iterator[AutomationCore]:
     """Dead runs: marked, and started again."""
     yield _automation(
-        "a run without a heartbeat has crashed",
+        NOT_HEARD_OF.removeprefix(PREFIX),
         f"Marks a run Crashed when nothing was heard of it for {settings.crashed_after // 1000} s: its process was killed.",
         EventTrigger(
             after={f"{_RUNS}heartbeat"},

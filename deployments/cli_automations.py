@@ -11,6 +11,7 @@ from deployments.console import say
 from deployments.server import environment, find_server
 from storage.errors import AfterlogError
 from storage.settings import load_settings
+from storage.store import Store
 
 automations = App(name="automations", help="What Prefect's server does by itself: crashed runs, alerts.")
 
@@ -22,6 +23,7 @@ def apply() -> None:
     Again after the notification block `afterlog-alerts` was made, or a setting was changed.
     """
     settings = load_settings()
+    Store(settings)  # HOME is made, and Prefect's folder goes into it
     url = find_server(settings)
     if url is None:
         raise AfterlogError("no Prefect server is set or found", do="Start `afterlog up`, or set PREFECT_API_URL")

@@ -15,10 +15,10 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+from deployments.grace import give_grace
 from storage.errors import AfterlogError
 from storage.settings import CONFIG, Settings
 
-DAY = 86_400
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
@@ -37,9 +37,9 @@ QUIET = {
     "PREFECT_SERVER_SERVICES_FOREMAN_LOOP_SECONDS": "30",
     # What docs/operating.md says of the size of Prefect's database rests on these.
     "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
-    "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(7 * DAY),
-    "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "P3D",
-    "PREFECT_SERVER_SERVICES_DB_VACUUM_EVENT_RETENTION_OVERRIDES": f'{{"prefect.flow-run.heartbeat": {DAY}}}',
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(7 * 86_400),
+    "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "P1D",
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_EVENT_RETENTION_OVERRIDES": '{"prefect.flow-run.heartbeat": 7200}',
 }
 _STEADY = 60.0
 """Seconds after which a process that was started again counts as well."""
@@ -88,8 +88,10 @@ def free_port() -> int:
 class _Process:
     """One process in a session of its own, started again when it has ended, later each time."""
 
-    def __init__(self, name: str, arguments: list[str], log: Path, env: dict[str, str]) -> None:
-        self.name, self.log = name, log
+    def __init__(
+        self, name: str, arguments: list[str], log: Path, env: dict[str, str], before: Callable[[], None] = lambda: None
+    ) -> None:
+        self.name, self.log, self._before = name, log, before
         self._arguments, self._env = arguments, env
         self._process: subprocess.Popen[bytes] | None = None
         self._started = self._due = 0.0
@@ -98,6 +100,7 @@ class _Process:
 
     def start(self) -> None:
         """Start it."""
+        self._before()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(  # noqa: S603  # our own modules
@@ -157,7 +160,11 @@ class Processes:
         self.api = f"{self.ui}/api"
         env = {**environment(settings), "PREFECT_API_URL": self.api}
         command = ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-        self._server = _Process("Prefect's server", command, self._log("server.log"), env)
+        database = Path(env["PREFECT_HOME"]) / "prefect.db"
+        self._server = _Process(
+            "Prefect's server", command, self._log("server.log"), env,
+            before=lambda: give_grace(database, settings.crashed_after / 1000),
+        )  # fmt: skip
         self._runner = _Process("the runner", ["-m", "deployments.serve"], self._log("runner.log"), env)
 
     def start_server(self, progress: Callable[[float], None], limit: float = 180) -> None:

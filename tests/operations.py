@@ -47,7 +47,11 @@ class Api:
         self._client = httpx.Client(base_url=url, auth=tuple(auth.split(":")) if auth else None, timeout=20)  # type: ignore[arg-type]
 
     def post(self, path: str, **body: Any) -> Any:
-        answer = self._client.post(path, json=body)
+        for _ in range(20):
+            answer = self._client.post(path, json=body)
+            if answer.status_code != 503:  # its database was busy; Prefect's own client tries again too
+                break
+            time.sleep(0.5)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 

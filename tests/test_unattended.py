@@ -120,6 +120,7 @@ def test_the_server_killed_is_started_again_and_the_history_is_whole(up: Up, sto
     later = up.api.start("process/by-hand")
     assert up.api.finished(later)["state_type"] == "COMPLETED"
     assert up.api.run(running[0]["id"])["state_type"] == "RUNNING"
+    assert not _was(up, running[0]["id"], "Crashed")  # its heartbeats had time to come through
 
 
 def _healthy(up: Up) -> bool:
