@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from typing import Self
 
 from prefect.client.orchestration import get_client
 from prefect.runner import Runner
@@ -16,12 +17,27 @@ from storage.settings import load_settings
 QUERY_SECONDS = 5
 
 
+class _Runner(Runner):
+    """A runner that hears of a click on Cancel after its server was away, too.
+
+    Prefect's tries a request again only over a client that was once connected; the one that asks for cancelled runs when
+    the stream of events breaks never was, gives up after three tries, and is deaf from then on (seen with 3.9.1).
+    """
+
+    async def __aenter__(self) -> Self:
+        await super().__aenter__()
+        client = getattr(getattr(self, "_cancelling_observer", None), "_client", None)
+        if client is not None:
+            await client.hello()
+        return self
+
+
 async def serve() -> None:
     """Register everything, start one shift of each flow at once, and run what is scheduled until told to stop."""
     settings = load_settings()
     os.environ["AFTERLOG_HOME"] = str(settings.home.resolve())  # for the runs, wherever they start
     # A runner that ends must leave the schedules on: the next one goes on with them.
-    runner = Runner(name="afterlog", query_seconds=QUERY_SECONDS, pause_on_shutdown=False)
+    runner = _Runner(name="afterlog", query_seconds=QUERY_SECONDS, pause_on_shutdown=False)
     ids = [await runner.aadd_deployment(await build(definition, settings)) for definition in DEFINITIONS]
     for line in await apply_automations(settings):
         say(line)
