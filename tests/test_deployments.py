@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from storage.errors import UsageError
 from storage.settings import load_settings
 from tests.conftest import afterlog, log_bytes
 from tests.operations import PREFECT, PREFECT_YAML, Api, plain_environment, prefect_server, wait_for
@@ -100,3 +101,18 @@ def test_a_runner_and_a_worker_register_the_same_and_do_the_same(server: str, tm
     assert runner[0]["process/shift"]["schedules"] == [(300.0, True)]
     assert runner[0]["react/shift"]["limit"] == 2
     assert list(elsewhere.iterdir()) == []
+
+
+def test_a_worker_whose_home_is_relative_is_told_so_and_makes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.running import open_run
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "a deployment's")
+    with (
+        pytest.raises(UsageError, match=r"HOME is relative.*Set AFTERLOG_HOME to an absolute path"),
+        open_run("process"),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
