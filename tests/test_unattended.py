@@ -27,7 +27,7 @@ PROCESSORS = {"quarantine", "derive", "abandonment", "anomalies", "normalise"}
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    started = Up(tmp_path_factory.mktemp("up"), crashed_after="40s")
+    started = Up(tmp_path_factory.mktemp("up"), crashed_after="45s")
     try:
         wait_for(lambda: (started.home / "prefect" / "api-url").is_file(), 180)
         wait_for(
