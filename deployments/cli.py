@@ -40,6 +40,7 @@ app.command("deployments.cli_backup:backup", help="Write a backup of the databas
 app.command(
     "deployments.cli_backup:restore", help="Put a backup back; nothing of a log is lost, nobody is mailed twice."
 )
+app.command("deployments.cli_automations:automations", name="automations", help="What Prefect's server does by itself.")
 
 
 @app.command

@@ -3,58 +3,48 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
-from typing import Any
+import os
+from typing import Self
 
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
-from prefect.deployments.runner import RunnerDeployment
-from prefect.flows import Flow
 from prefect.runner import Runner
-from prefect.types.entrypoint import EntrypointType
 
-from flows.brake import brake
-from flows.process import process
-from flows.quarantine import quarantine_retry
-from flows.react import react
-from storage.settings import Settings, load_settings
+from deployments.automations import apply_automations
+from deployments.console import say
+from deployments.definitions import DEFINITIONS, build
+from storage.settings import load_settings
 
 QUERY_SECONDS = 5
-# Two of a kind overlap while they hand over. More would be a pile: the newest of them goes.
-AT_ONCE = ConcurrencyLimitConfig(limit=2, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
 
 
-async def build_deployments(settings: Settings) -> tuple[list[RunnerDeployment], list[RunnerDeployment]]:
-    """The deployments on a schedule, which work in shifts, and those for runs by hand."""
-    flows: tuple[Flow[Any, Any], ...] = (process, react)
-    every = timedelta(milliseconds=settings.shift_every)
-    shifts = [
-        await flow.ato_deployment(
-            "shift", interval=every, parameters={"shift": True}, concurrency_limit=AT_ONCE, tags=["afterlog", "shift"],
-            description=f"Follows the logs until its successor takes over. {flow.description or ''}",
-            entrypoint_type=EntrypointType.MODULE_PATH,
-        )
-        for flow in flows
-    ]  # fmt: skip
-    by_hand = [
-        await flow.ato_deployment(
-            "by-hand", tags=["afterlog", "by-hand"], description=flow.description,
-            entrypoint_type=EntrypointType.MODULE_PATH,
-        )
-        for flow in (*flows, brake, quarantine_retry)
-    ]  # fmt: skip
-    return shifts, by_hand
+class _Runner(Runner):
+    """A runner that hears of a click on Cancel after its server was away, too.
+
+    Prefect's tries a request again only over a client that was once connected; the one that asks for cancelled runs when
+    the stream of events breaks never was, gives up after three tries, and is deaf from then on (seen with 3.9.1).
+    """
+
+    async def __aenter__(self) -> Self:
+        await super().__aenter__()
+        client = getattr(getattr(self, "_cancelling_observer", None), "_client", None)
+        if client is not None:
+            await client.hello()
+        return self
 
 
 async def serve() -> None:
     """Register everything, start one shift of each flow at once, and run what is scheduled until told to stop."""
-    shifts, by_hand = await build_deployments(load_settings())
+    settings = load_settings()
+    os.environ["AFTERLOG_HOME"] = str(settings.home.resolve())  # for the runs, wherever they start
     # A runner that ends must leave the schedules on: the next one goes on with them.
-    runner = Runner(name="afterlog", query_seconds=QUERY_SECONDS, pause_on_shutdown=False)
-    ids = [await runner.aadd_deployment(deployment) for deployment in [*shifts, *by_hand]]
+    runner = _Runner(name="afterlog", query_seconds=QUERY_SECONDS, pause_on_shutdown=False)
+    ids = [await runner.aadd_deployment(await build(definition, settings)) for definition in DEFINITIONS]
+    for line in await apply_automations(settings):
+        say(line)
     async with get_client() as client:
-        for ident in ids[: len(shifts)]:
-            await client.create_flow_run_from_deployment(ident, name="first shift")
+        for definition, ident in zip(DEFINITIONS, ids, strict=True):
+            if definition.is_shift:
+                await client.create_flow_run_from_deployment(ident, name="first shift")
     await runner.start()
 
 

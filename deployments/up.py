@@ -22,6 +22,7 @@ def run_until_stopped(port: int) -> None:
         say(f"UI: {processes.ui}   HOME: {settings.home.resolve()}   Ctrl-C ends it.")
         while True:
             time.sleep(1)
-            processes.check()
+            for sentence in processes.check():
+                say(sentence)
     finally:
         processes.stop()

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from prefect import flow, get_run_logger
 from pydantic import Field
 
+from flows.alerts import watched
 from flows.artifacts import counts_table, publish
 from flows.running import collect, open_run, raise_failures
 from flows.shift import Shift, Superseded
@@ -59,10 +60,8 @@ def _shift() -> list[Summary]:
         run.pulse.start()
         start_tick(run)
         futures = [follow_task.submit(name) for name in names]
-        try:
+        with watched(run):
             get_run_logger().info("Shift over: %s", shift.hold(futures))
-        finally:
-            run.stop.set()
         summaries, failures = collect(futures, names)
         clock = Clock(run.store, run.topology.raw_logs())
         clock.tick(now() - run.store.settings.settle)

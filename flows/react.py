@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from prefect import flow, get_run_logger
 from pydantic import Field
 
+from flows.alerts import watched
 from flows.artifacts import counts_table, mail_table, publish
 from flows.running import collect, open_run, raise_failures
 from flows.shift import Shift, Superseded
@@ -50,10 +51,8 @@ def _shift() -> None:
             return
         run.pulse.start()
         futures = [*(follow_task.submit(name) for name in names[:-1]), follow_mail_task.submit(DELIVER)]
-        try:
+        with watched(run):
             get_run_logger().info("Shift over: %s", shift.hold(futures))
-        finally:
-            run.stop.set()
         done, failures = collect(futures, names)
         _publish("Delivered in a shift", done)
         raise_failures(failures, run.notes)

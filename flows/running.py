@@ -8,9 +8,9 @@ from typing import Any
 
 from prefect import get_run_logger
 from prefect.futures import PrefectFuture, wait
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 
-from storage.errors import AfterlogError
+from storage.errors import AfterlogError, UsageError
 from storage.settings import load_settings
 from storage.store import Store
 from tasks.prefect_tasks import CURRENT_END, CURRENT_RUN
@@ -21,8 +21,17 @@ from tasks.topology import build_topology
 
 @contextmanager
 def open_run(flow: str, final: FinalTick | None = None) -> Iterator[Run]:
-    """A run over HOME as the settings say; its followers are told to stop however the flow ends."""
+    """A run over HOME as the settings say; its followers are told to stop however the flow ends.
+
+    Raises:
+        UsageError: a worker started it in a folder of its own, and HOME is relative to that.
+    """
     settings = load_settings()
+    if deployment.id and not settings.home.is_absolute():
+        raise UsageError(
+            "HOME is relative, and a worker's run starts in a folder of its own", found=str(settings.home),
+            do="Set AFTERLOG_HOME to an absolute path where the worker starts",
+        )  # fmt: skip
     store = Store(settings)
     run = Run(store, build_topology(settings), f"{flow} run {flow_run.name} ({flow_run.id})")
     tokens = CURRENT_RUN.set(run), CURRENT_END.set(final)

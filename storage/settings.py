@@ -130,6 +130,17 @@ class Settings(BaseSettings):
     shift_longest: Duration = 900_000
     cache_keys: int = Field(20_000, ge=1)
 
+    crashed_after: Duration = 90_000
+    """A run that gives no heartbeat for so long counts as dead. Heartbeats come every 30 s."""
+    alert_lag: Duration = 300_000
+    alert_silent: dict[str, Duration] = {}
+    """By log, how long it is never silent: `{"events": "1h"}`."""
+    alert_quarantine: float = Field(0.05, ge=0, le=1)
+    alert_quarantine_lines: int = Field(100, ge=1)
+    alert_mail_age: Duration = 3_600_000
+    alert_every: Duration = 60_000
+    alert_again: Duration = 3_600_000
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -12,7 +13,8 @@ class Pulse:
     """Looks at the logs' files for all followers of a run, and wakes them when one has grown."""
 
     def __init__(self, directories: list[Path], every: float, stop: threading.Event) -> None:
-        self._newest: dict[Path, tuple[int, Path | None]] = dict.fromkeys(directories, (-1, None))
+        # Plain strings and os.stat: 50 looks a second at every log cost 0.9 CPU s a minute with Path, a third of it without.
+        self._newest: dict[str, tuple[int, str | None]] = {str(path): (-1, None) for path in directories}
         self._every, self._stop = every, stop
         self._changed = threading.Condition()
         self._sizes: list[int] = []
@@ -41,14 +43,14 @@ class Pulse:
             self.beat += 1
             self._changed.notify_all()
 
-    def _size(self, directory: Path) -> int:
+    def _size(self, directory: str) -> int:
         try:
-            modified = directory.stat().st_mtime_ns
+            modified = os.stat(directory).st_mtime_ns  # noqa: PTH116  # see above
             known, newest = self._newest[directory]
             if modified != known or newest is None:
-                segments = list_segments(directory)
-                newest = segments[-1].path if segments else None
+                segments = list_segments(Path(directory))
+                newest = str(segments[-1].path) if segments else None
                 self._newest[directory] = (modified, newest)
-            return newest.stat().st_size if newest is not None else -1
+            return os.stat(newest).st_size if newest is not None else -1  # noqa: PTH116  # see above
         except FileNotFoundError:
             return -1

@@ -1,0 +1,171 @@
+"""What people should be woken for: conditions of the logs and the mail, found from what is committed, each told at times."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from storage.locks import locked
+from storage.outbox import UNKNOWN, WAITING
+from storage.segment import list_segments
+from storage.store import Store
+from storage.tables import Delivery
+from storage.times import show
+from tasks.process import positions
+from tasks.status import read_status
+from tasks.topology import Topology
+
+LAG, SILENT, QUARANTINE, UNKNOWN_MAIL, QUEUE = "lag", "silent", "quarantine", "unknown", "queue"
+KINDS = {
+    LAG: "a processor that lags",
+    SILENT: "a log that is silent",
+    QUARANTINE: "many bad lines",
+    UNKNOWN_MAIL: "mails that may or may not have arrived",
+    QUEUE: "mails that wait too long",
+}
+"""The name of the Prefect event, `afterlog.lag` say, and what it is about."""
+
+_DELIVERY: sa.Table = Delivery.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One condition that holds: its kind, what it is about (a processor, a log), the sentence, and its figures."""
+
+    kind: str
+    about: str
+    sentence: str
+    figures: dict[str, int | float | str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """What tells one condition from another."""
+        return f"{self.kind}/{self.about}"
+
+
+class Watch:
+    """Looks again and again, and gives what people have not been told of, or not for a while."""
+
+    def __init__(self, store: Store, topology: Topology) -> None:
+        self._store, self._topology = store, topology
+        self._counted = self._lines()
+
+    def look(self, wall: int) -> list[Alert]:
+        """The alerts to be told now, at `wall` (milliseconds)."""
+        return to_tell(self._store, self.holding(wall), wall)
+
+    def holding(self, wall: int) -> list[Alert]:
+        """Every condition that holds."""
+        found = [*_lagging(self._store, self._topology), *_silent(self._store, wall)]
+        return [*found, *self._quarantined(), *_undelivered(self._store, wall)]
+
+    def _lines(self) -> dict[str, tuple[int, int]]:
+        """By raw log, how many lines were read and how many were bad, by the processor that has read the most."""
+        counts: dict[str, tuple[int, int]] = {}
+        raw = self._topology.raw_logs()
+        by_processor: dict[tuple[str, str], tuple[int, int]] = {}
+        for p in positions(self._store):
+            if p.log in raw:
+                lines, bad = by_processor.get((p.log, p.processor), (0, 0))
+                # The processor `quarantine` takes bad lines as its work, and derives an event for each.
+                mine = p.derived if p.processor == "quarantine" else p.quarantined
+                by_processor[p.log, p.processor] = lines + p.lines, bad + mine
+        for (log, _), (lines, bad) in by_processor.items():
+            counts[log] = max(counts.get(log, (0, 0)), (lines, bad))
+        return counts
+
+    def _quarantined(self) -> Iterator[Alert]:
+        """Too many bad lines among those read since enough of them were looked at last."""
+        settings = self._store.settings
+        for log, (lines, bad) in self._lines().items():
+            lines_before, bad_before = self._counted.get(log, (0, 0))
+            new, new_bad = lines - lines_before, bad - bad_before
+            if new < settings.alert_quarantine_lines:
+                continue
+            self._counted[log] = lines, bad
+            if new_bad / new > settings.alert_quarantine:
+                yield Alert(
+                    QUARANTINE, log, f"{new_bad} of the last {new} lines of log {log} are no events: "
+                    "`afterlog read quarantine` has them with their reasons", {"bad": new_bad, "lines": new},
+                )  # fmt: skip
+
+
+def to_tell(store: Store, holding: Iterable[Alert], wall: int) -> list[Alert]:
+    """Those of `holding` that begin now, or were told longest ago than `alert_again`; noted, so that nobody repeats them.
+
+    The notes are one file in HOME, shared by all runs: a shift is a new process each few minutes.
+    """
+    path = store.home / "alerts.json"
+    with locked(store.lock_path("alerts.lock")):
+        told = _read_notes(path)
+        now_holding = {alert.key: alert for alert in holding}
+        again = store.settings.alert_again
+        due = [alert for key, alert in now_holding.items() if wall - told.get(key, -again) >= again]
+        # A lag that comes and goes is one condition: what ended is forgotten only when its turn to be told would come.
+        notes = {key: at for key, at in told.items() if key in now_holding or wall - at < again}
+        notes |= {alert.key: wall for alert in due}
+        if notes != told:
+            fresh = path.with_suffix(".new")
+            fresh.write_text(json.dumps(notes))
+            fresh.replace(path)
+    return due
+
+
+def _read_notes(path: Path) -> dict[str, int]:
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        notes = json.loads(path.read_text())
+        if isinstance(notes, dict):
+            return {str(key): int(at) for key, at in notes.items()}
+    return {}  # a torn file only means that somebody is told once more
+
+
+def _lagging(store: Store, topology: Topology) -> Iterator[Alert]:
+    limit = store.settings.alert_lag
+    for row in read_status(store, topology).processors:
+        if row.lag_ms > limit:
+            yield Alert(
+                LAG, f"{row.processor}/{row.log}/{row.partition}",
+                f"{row.processor} lags {row.lag_ms // 1000} s ({row.lag_bytes:,} bytes) behind log {row.log}/{row.partition}; "
+                f"the limit is {limit // 1000} s", {"seconds": row.lag_ms // 1000, "bytes": row.lag_bytes},
+            )  # fmt: skip
+
+
+def _silent(store: Store, wall: int) -> Iterator[Alert]:
+    for log, limit in store.settings.alert_silent.items():
+        newest = max((_last_written(store, log, partition) for partition in store.partitions(log)), default=0)
+        if wall - newest > limit:
+            since = f"since {show(newest)}" if newest else "ever"
+            yield Alert(
+                SILENT, log, f"nothing has come to log {log} {since}; it is never silent for more than {limit // 1000} s",
+                {"since": newest},
+            )  # fmt: skip
+
+
+def _last_written(store: Store, log: str, partition: int) -> int:
+    segments = list_segments(store.directory(log, partition))
+    return int(segments[-1].path.stat().st_mtime * 1000) if segments else 0
+
+
+def _undelivered(store: Store, wall: int) -> Iterator[Alert]:
+    unknown = sa.select(sa.func.count()).where(_DELIVERY.c.state == UNKNOWN)
+    oldest = sa.select(sa.func.min(_DELIVERY.c.not_after), sa.func.count()).where(_DELIVERY.c.state == WAITING)
+    with store.database.read() as connection:
+        mails = connection.scalar(unknown) or 0
+        first, waiting = connection.execute(oldest).one()
+    if mails:
+        yield Alert(
+            UNKNOWN_MAIL, "deliver", f"{mails} mails were being sent when the sender died: a person must say whether "
+            "they arrived", {"mails": mails},
+        )  # fmt: skip
+    limit = store.settings.alert_mail_age
+    # What is not to be sent after its not_after was written that long before it.
+    if first is not None and (age := store.settings.not_after - (first - wall)) > limit:
+        yield Alert(
+            QUEUE, "deliver", f"{waiting} mails wait, the oldest for {age // 1000} s; the limit is {limit // 1000} s",
+            {"mails": waiting, "seconds": age // 1000},
+        )  # fmt: skip

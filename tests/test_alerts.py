@@ -1,0 +1,201 @@
+"""Alerts: which conditions are found, told how often, and that they reach a webhook through the one block to fill in."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.contacts import Entry, save_contacts
+from storage.door import append_events, append_lines
+from storage.settings import load_settings
+from storage.store import Store
+from storage.times import now
+from tasks.alerts import KINDS, Alert, Watch, to_tell
+from tasks.topology import build_topology
+from tests.conftest import ROOT, afterlog
+from tests.operations import Api, plain_environment, prefect_server, wait_for, webhook
+from tests.smtp_server import refusing_port
+
+Stores = Callable[..., Store]
+TAX = {"subject": {"id": 7}, "verb": "SUBMIT_TAX", "object": {"id": 7}}
+
+
+def watch(store: Store) -> Watch:
+    return Watch(store, build_topology(store.settings))
+
+
+def kinds(alerts: list[Alert]) -> list[str]:
+    return sorted({alert.kind for alert in alerts})
+
+
+def test_nothing_is_told_of_a_store_that_is_well(store: Store) -> None:
+    append_events(store, "events", [{**TAX, "context": {"at": now()}}])
+    assert watch(store).holding(now()) == []
+
+
+def test_lag_grows_while_every_processor_is_dead(make_store: Stores) -> None:
+    store = make_store(alert_lag="1h")
+    append_lines(store, "events", [b'{"subject":{"id":1},"verb":"X","context":{"at":%d}}' % (now() - 7_200_000)])
+    found = watch(store).holding(now())
+    assert kinds(found) == ["lag"]
+    assert {a.about for a in found} >= {"derive/events/0", "abandonment/events/0"}
+    assert found[0].figures["seconds"] >= 7200
+    assert "the limit is 3600 s" in found[0].sentence
+    assert afterlog(store.home, "process", "--no-prefect").returncode == 0
+    assert watch(store).holding(now()) == []
+
+
+def test_a_log_that_is_never_silent_is_told_of_when_it_is(make_store: Stores) -> None:
+    store = make_store(alert_silent={"events": "1h"})
+    assert "nothing has come to log events ever" in watch(store).holding(now())[0].sentence
+    append_events(store, "events", [{**TAX, "context": {"at": now()}}])
+    assert watch(store).holding(now()) == []
+    assert kinds(watch(store).holding(now() + 3_700_000)) == ["silent"]
+
+
+def test_bad_lines_are_counted_over_what_was_read_since(make_store: Stores) -> None:
+    store = make_store(alert_quarantine_lines=10, alert_quarantine=0.2)
+    good = b'{"subject":{"id":1},"verb":"X","context":{"at":%d}}' % now()
+
+    def read(*lines: bytes) -> list[Alert]:
+        append_lines(store, "events", list(lines))
+        assert afterlog(store.home, "process", "--no-prefect").returncode == 0
+        return watching.holding(now())
+
+    watching = watch(store)
+    assert read(*[b"bad"] * 5) == []  # too few to say
+    found = read(*[good] * 5)
+    assert kinds(found) == ["quarantine"]
+    assert found[0].figures == {"bad": 5, "lines": 10}
+    assert read(*[good] * 9, b"bad") == []
+
+
+def one_mail_due(store: Store) -> None:
+    save_contacts(store.database, [Entry("CLIENT", "7", "seven@example.com", False)])
+    append_events(store, "events", [{**TAX, "context": {"at": now()}}])
+    assert afterlog(store.home, "process", "--no-prefect").returncode == 0
+
+
+def test_a_mail_that_may_have_arrived_is_told_of(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    one_mail_due(store)
+    monkeypatch.setenv("AFTERLOG_TEST_KILL", "mail-claimed:1")
+    assert afterlog(store.home, "deliver", "--no-prefect").returncode != 0
+    monkeypatch.delenv("AFTERLOG_TEST_KILL")
+    afterlog(store.home, "deliver", "--no-prefect")
+    found = watch(store).holding(now())
+    assert kinds(found) == ["unknown"]
+    assert found[0].figures == {"mails": 1}
+
+
+def test_a_mail_that_waits_too_long_is_told_of(make_store: Stores) -> None:
+    store = make_store(alert_mail_age="1h")
+    one_mail_due(store)
+    with refusing_port() as port:
+        afterlog(store.home, "deliver", "--no-prefect", mail_url=f"smtp://127.0.0.1:{port}")
+    assert watch(store).holding(now()) == []
+    found = [a for a in watch(store).holding(now() + 3_700_000) if a.kind == "queue"]
+    assert found[0].figures["mails"] == 1
+    assert 3_700 <= found[0].figures["seconds"] <= 3_800  # type: ignore[operator]
+
+
+def test_a_condition_is_told_when_it_begins_and_then_once_an_hour(make_store: Stores) -> None:
+    store, hour = make_store(alert_again="1h"), 3_600_000
+    one, other = Alert("lag", "derive", "it lags"), Alert("lag", "remind", "it lags")
+    assert to_tell(store, [one], 0) == [one]
+    assert to_tell(store, [one, other], 60_000) == [other]
+    assert to_tell(store, [one, other], hour - 1) == []
+    assert to_tell(store, [], hour) == []
+    assert to_tell(store, [one, other], hour) == [one]
+    (store.home / "alerts.json").write_text('{"lag/der')
+    assert to_tell(store, [one], hour + 1) == [one]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with prefect_server(load_settings(home=tmp_path_factory.mktemp("server"))) as url:
+        yield url
+
+
+def make_block(api: Api, url: str) -> None:
+    """Fill in the block as a person does in the UI."""
+    kind = api.get("/block_types/slug/custom-webhook")
+    schema = api.post("/block_schemas/filter", block_schemas={"block_type_id": {"any_": [kind["id"]]}})[0]
+    data = {"name": "alerts", "url": url, "json_data": {"subject": "{{subject}}", "text": "{{body}}"}}
+    api.post(
+        "/block_documents/", name="afterlog-alerts", data=data, block_type_id=kind["id"], block_schema_id=schema["id"]
+    )
+
+
+def apply(server: str, home: Path) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "deployments.cli", "automations", "apply"], cwd=home.parent, capture_output=True,
+        text=True, check=False, env=plain_environment(home, PREFECT_API_URL=server),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stderr.splitlines()
+
+
+def test_every_alert_reaches_the_block_and_applying_twice_leaves_one_of_each(server: str, tmp_path: Path) -> None:
+    api, home = Api(server), tmp_path / "home"
+    first = apply(server, home)
+    assert len(first) == 3
+    assert first[-1] == "no alerts leave Prefect: there is no notification block 'afterlog-alerts'"
+    with webhook() as (url, posted):
+        make_block(api, url)
+        assert len(apply(server, home)) == 2 + len(KINDS)
+        assert apply(server, home) == ["nothing to change"]
+        names = [automation["name"] for automation in api.post("/automations/filter")]
+        assert len(names) == len(set(names)) == 4 + len(KINDS)
+
+        _off_stays_off(server, home, api)
+        store = Store(load_settings(home=home))
+        one_mail_due(store)
+        env = plain_environment(
+            home, PREFECT_API_URL=server, AFTERLOG_ALERT_EVERY="1s", AFTERLOG_ALERT_SILENT='{"events": "1ms"}'
+        )
+        with (tmp_path / "runner.log").open("wb") as output:
+            runner = subprocess.Popen(
+                [sys.executable, "-m", "deployments.serve"], cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT
+            )
+        try:
+            wait_for(lambda: _subject(posted, "a log that is silent"), 120)
+            api.finished(api.start("process/by-hand", as_of=now() + 86_400_000))
+            wait_for(lambda: _subject(posted, "process failed"), 60)
+        finally:
+            runner.terminate()
+            runner.wait(60)
+    silent = _subject(posted, "a log that is silent")
+    assert len(silent) == 1  # of two shifts that looked each second
+    assert silent[0]["text"].startswith("nothing has come to log events since ")
+    assert "as-of lies ahead" in _subject(posted, "process failed")[0]["text"]
+    assert "/runs/flow-run/" in _subject(posted, "process failed")[0]["text"]
+
+
+def _subject(posted: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
+    return [one for one in posted if one["subject"] == f"Afterlog: {text}"]
+
+
+def _off_stays_off(server: str, home: Path, api: Api) -> None:
+    lag = next(a for a in api.post("/automations/filter") if a["name"].endswith("a processor that lags"))
+    api.patch(f"/automations/{lag['id']}", enabled=False)
+    assert apply(server, home) == ["nothing to change"]
+    assert api.get(f"/automations/{lag['id']}")["enabled"] is False
+
+
+def test_without_a_server_the_command_says_so(tmp_path: Path) -> None:
+    env = {**plain_environment(tmp_path / "home"), "HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "deployments.cli", "automations", "apply"], cwd=ROOT, env=env, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("afterlog: no Prefect server is set or found. Start `afterlog up`")
+    assert time.monotonic() - begun < 60

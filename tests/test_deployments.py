@@ -1,0 +1,118 @@
+"""Two ways to run, one definition: `afterlog up` and a worker of a process work pool do the same."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.errors import UsageError
+from storage.settings import load_settings
+from tests.conftest import afterlog, log_bytes
+from tests.operations import PREFECT, PREFECT_YAML, Api, plain_environment, prefect_server, wait_for
+
+SAME = (
+    "name", "description", "tags", "parameters", "parameter_openapi_schema", "enforce_parameter_schema", "entrypoint",
+    "paused", "concurrency_limit", "concurrency_options", "infra_overrides", "job_variables",
+)  # fmt: skip
+SEED = (PREFECT_YAML.parent / "seed.jsonl").read_bytes()
+NAMES = {"process/shift", "react/shift", "process/by-hand", "react/by-hand"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with prefect_server(load_settings(home=tmp_path_factory.mktemp("server"))) as url:
+        yield url
+
+
+def as_registered(deployment: dict[str, Any]) -> dict[str, Any]:
+    """What must be equal, whichever way it was registered."""
+    schedules = [(s["schedule"]["interval"], s["active"]) for s in deployment["schedules"]]
+    limit = (deployment.get("global_concurrency_limit") or {}).get("limit")
+    return {key: deployment.get(key) for key in SAME} | {"schedules": schedules, "limit": limit}
+
+
+def test_prefect_yaml_is_what_the_table_of_deployments_gives() -> None:
+    from deployments.definitions import to_yaml
+
+    assert PREFECT_YAML.read_text() == to_yaml(load_settings())
+
+
+def test_the_period_of_shifts_is_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    from deployments.definitions import to_yaml
+
+    assert to_yaml(load_settings(shift_every="90s")).count("- interval: 90\n") == 2
+
+
+def run_by_hand(api: Api, home: Path) -> tuple[Any, list[str]]:
+    """Run the seed through `process/by-hand`: what the run is in the end, and the ids of all that it derived.
+
+    Not the derived bytes: a runner starts a shift at once, whose ticks are of today.
+    """
+    run = api.finished(api.start("process/by-hand", as_of="log-end"))
+    lines = [line for log in ("reactions", "baskets", "anomalies", "quarantine") for line in lines_of(home, log)]
+    return [run[key] for key in ("state_type", "state_name", "tags", "parameters")], [
+        line["event"]["id"] for line in lines
+    ]
+
+
+def lines_of(home: Path, log: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log_bytes(home, log).splitlines()]
+
+
+def test_a_runner_and_a_worker_register_the_same_and_do_the_same(server: str, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    api = Api(server)
+    found = []
+    for way in ("runner", "worker"):
+        home = tmp_path / way
+        assert afterlog(home, "append", "events", stdin=SEED).returncode == 0
+        env = plain_environment(home, PREFECT_API_URL=server, PREFECT_HOME=str(tmp_path / "prefect"))
+        command = [sys.executable, "-m", "deployments.serve"]
+        if way == "worker":
+            pool = [*PREFECT, "work-pool", "create", "afterlog", "--type", "process"]
+            deploy = [*PREFECT, "deploy", "--all", "--prefect-file", str(PREFECT_YAML)]
+            for step in (pool, deploy):
+                done = subprocess.run(step, cwd=elsewhere, env=env, capture_output=True, text=True, check=False)
+                assert done.returncode == 0, done.stdout + done.stderr
+            command = [*PREFECT, "worker", "start", "--pool", "afterlog", "--type", "process"]
+        with (tmp_path / f"{way}.log").open("wb") as output:
+            process = subprocess.Popen(command, cwd=elsewhere, env=env, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            registered = wait_for(lambda: set(api.deployments()) == NAMES and api.deployments())
+            run, derived = run_by_hand(api, home)
+        finally:
+            process.terminate()
+            process.wait(60)
+        found.append(({name: as_registered(d) for name, d in registered.items()}, run, derived))
+        assert bool(registered["process/shift"]["work_pool_name"]) == (way == "worker")
+    runner, worker = found
+    assert runner[1:] == worker[1:]
+    assert runner[1][0] == "COMPLETED"
+    assert runner[2] == ["derive/events:0:1803/order-confirmed", "abandonment/events:0:3186/abandoned"]
+    for name in NAMES:
+        assert json.dumps(runner[0][name], sort_keys=True) == json.dumps(worker[0][name], sort_keys=True)
+    assert runner[0]["process/shift"]["schedules"] == [(300.0, True)]
+    assert runner[0]["react/shift"]["limit"] == 2
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_worker_whose_home_is_relative_is_told_so_and_makes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.running import open_run
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "a deployment's")
+    with (
+        pytest.raises(UsageError, match=r"HOME is relative.*Set AFTERLOG_HOME to an absolute path"),
+        open_run("process"),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []

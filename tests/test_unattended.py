@@ -1,0 +1,146 @@
+"""`afterlog up` when nobody looks: what dies is started again, what crashed is run again, a click on cancel is obeyed.
+
+All tests share one `afterlog up`, behind a password. Each leaves it at work.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from storage.door import append_events
+from storage.settings import load_settings
+from storage.store import Store
+from storage.times import now
+from tasks.process import positions
+from tests.operations import AUTH, Up, children, command_of, wait_for
+
+PROCESSORS = {"quarantine", "derive", "abandonment", "anomalies", "normalise"}
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    started = Up(tmp_path_factory.mktemp("up"), crashed_after="45s")
+    try:
+        wait_for(lambda: (started.home / "prefect" / "api-url").is_file(), 180)
+        wait_for(
+            lambda: started.api.runs("process/shift", "RUNNING") and started.api.runs("react/shift", "RUNNING"), 120
+        )
+        yield started
+    finally:
+        started.stop()
+    assert [
+        pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if str(started.home) in command_of(pid)
+    ] == []
+
+
+@pytest.fixture
+def store(up: Up) -> Store:
+    return Store(load_settings(home=up.home))
+
+
+def processed(store: Store) -> int:
+    """How many lines every processor of raw logs has read."""
+    read = {p.processor: p.lines for p in positions(store) if p.processor in PROCESSORS}
+    return min(read.values()) if len(read) == len(PROCESSORS) else 0
+
+
+def goes_on(store: Store, seconds: float) -> float:
+    """Append an event, and give the seconds until everybody has read it."""
+    event = {
+        "subject": {"id": 1, "type": "CUSTOMER"},
+        "verb": "STARTED_BROWSING",
+        "object": {},
+        "context": {"at": now()},
+    }
+    wanted, begun = processed(store) + 1, time.monotonic()
+    append_events(store, "events", [event])
+    wait_for(lambda: processed(store) >= wanted, seconds)
+    return time.monotonic() - begun
+
+
+def test_it_listens_on_this_machine_only(up: Up) -> None:
+    listening = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            address, state = line.split()[1], line.split()[3]
+            if state == "0A" and int(address.split(":")[1], 16) == up.port:
+                listening.add(address.split(":")[0])
+    assert listening == {"0100007F"}
+
+
+def test_the_password_is_asked_for_and_is_in_no_process_list_and_no_file(up: Up, store: Store) -> None:
+    assert httpx.post(f"{up.api.url}/flow_runs/filter", json={}).status_code == 401
+    assert goes_on(store, 60) < 60  # the runner and its runs have it
+    family = [up.process.pid]
+    for pid in family:
+        family += children(pid)
+    assert len(family) >= 5
+    secret = AUTH.split(":")[1]
+    assert [command_of(pid) for pid in family if secret in command_of(pid)] == []
+    held = [path for path in up.home.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
+    assert held == []
+
+
+def test_runner_and_run_killed_the_work_goes_on_and_the_dead_run_is_marked_crashed(up: Up, store: Store) -> None:
+    goes_on(store, 60)
+    running = up.api.runs("process/shift", "RUNNING")
+    runner = up.pid_of("deployments.serve")
+    runs = up.runs_of_runner()
+    assert len(runs) >= 2
+    begun = time.monotonic()
+    for pid in (runner, *runs):
+        os.kill(pid, signal.SIGKILL)
+    assert goes_on(store, 150) < 150
+    wait_for(lambda: _was(up, running[0]["id"], "Crashed"), 150 - (time.monotonic() - begun), 1)
+    assert re.search("the runner has ended; it starts again in 1 s", up.output.read_text())
+    # It was run again, found that its successor follows, and gave way.
+    assert up.api.finished(running[0]["id"])["state_type"] == "COMPLETED"
+    assert goes_on(store, 10) < 10
+
+
+def _was(up: Up, run: str, state: str) -> bool:
+    return state in {s["name"] for s in up.api.get(f"/flow_run_states/?flow_run_id={run}")}
+
+
+def test_the_server_killed_is_started_again_and_the_history_is_whole(up: Up, store: Store) -> None:
+    goes_on(store, 60)
+    running = up.api.runs("process/shift", "RUNNING")
+    os.kill(up.pid_of("server start"), signal.SIGKILL)
+    assert goes_on(store, 5) < 5
+    wait_for(lambda: _healthy(up), 120, 0.5)
+    assert goes_on(store, 5) < 5
+    later = up.api.start("process/by-hand")
+    assert up.api.finished(later)["state_type"] == "COMPLETED"
+    assert up.api.run(running[0]["id"])["state_type"] == "RUNNING"
+    assert not _was(up, running[0]["id"], "Crashed")  # its heartbeats had time to come through
+
+
+def _healthy(up: Up) -> bool:
+    try:
+        return bool(up.api.get("/health"))
+    except httpx.HTTPError:
+        return False
+
+
+def test_a_cancelled_run_stops_and_the_next_takes_over_what_it_left(up: Up, store: Store) -> None:
+    goes_on(store, 60)
+    run = up.api.runs("process/shift", "RUNNING")[0]["id"]
+    clicked = time.monotonic()
+    up.api.post(f"/flow_runs/{run}/set_state", state={"type": "CANCELLING", "message": "a person clicked"})
+    assert up.api.finished(run, 60)["state_type"] == "CANCELLED"
+    assert time.monotonic() - clicked < 15
+    before = processed(store)
+    append_events(store, "events", [{"subject": {"id": 2}, "verb": "X", "object": {}, "context": {"at": now()}}])
+    time.sleep(2)
+    assert processed(store) == before
+    by_hand = up.api.finished(up.api.start("process/by-hand"))
+    assert by_hand["state_type"] == "COMPLETED"
+    assert processed(store) == before + 1
