@@ -54,16 +54,17 @@ class Report:
         self._ends = self._log_ends()
         self._mails = Outbox(run.store, DELIVERIES).counts()
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self.at_work = False
+        """Whether it is a shift, which tells on its way."""
 
     def keep_up(self) -> None:
         """Name the run by what it follows, and tell now and then what was done so far, until the run is to stop.
 
         In a thread of its own: a server that does not answer must not keep a shift from handing over.
         """
+        self.at_work = True
         context = contextvars.copy_context()
-        self._thread = threading.Thread(target=context.run, args=(self._tell_now_and_then,), name="report", daemon=True)
-        self._thread.start()
+        threading.Thread(target=context.run, args=(self._tell_now_and_then,), name="report", daemon=True).start()
 
     def publish(self, done: Done, *, at_work: bool = False, draw: bool = True) -> None:
         """Show what a run did, if it did anything; `draw` the plot even if there is a recent one."""
@@ -83,7 +84,7 @@ class Report:
             if log in self._logs() and ends[log] != self._ends[log]:
                 shown = rows(self._run.store)
                 self._put(key, title, shown, json.dumps(shown))
-        if draw or _is_old(PLOT_KEY):
+        if draw or (self._flow == "process" and _is_old(PLOT_KEY)):  # of two shifts at once one is enough
             found = plot.read_plot(self._run.store, self._run.topology)
             text = plot.markdown(found)
             self._put(PLOT_KEY, "Events, abandonments, recoveries and mails by the hour", text, text)
@@ -102,7 +103,9 @@ class Report:
         self._shown[key] = data
 
     def _tell_now_and_then(self) -> None:
-        rename(following(self._run, self._flow, self._names))
+        name = following(self._run, self._flow, self._names)
+        get_run_logger().info(name[0].upper() + name[1:])
+        rename(name)
         wait = FIRST_REPORT
         while not self._run.stop.wait(wait):
             self.publish(self._so_far(), at_work=True, draw=False)

@@ -16,7 +16,7 @@ def counts_markdown(run: Run, flow: str, done: Done, *, at_work: bool) -> str:
     parts = [heading, f"So far; {run_link()} is at work." if at_work else f"By {run_link()}."]
     parts += [f"**{escape(name)} failed**: {escape(reason, 500)}" for name, reason in done.failures.items()]
     parts += [f"Note: {escape(note, 500)}" for note in run.notes]
-    if done.summaries:
+    if any(s.lines or s.derived for s in done.summaries):
         parts.append(_counts(done))
     parts += map(_mails, done.mails)
     parts.append(_standing(run))
@@ -30,7 +30,11 @@ def lag_by_processor(run: Run) -> list[ProcessorStatus]:
 
 def _counts(done: Done) -> str:
     columns = ("processor", "read", "processed", "quarantined", "ignored", "derived", "bytes")
-    rows = [(s.processor, s.lines, s.processed, s.quarantined, s.ignored, s.derived, s.bytes) for s in done.summaries]
+    rows = [
+        (s.processor, s.lines, s.processed, s.quarantined, s.ignored, s.derived, s.bytes)
+        for s in done.summaries
+        if s.lines or s.derived
+    ]
     return f"### In this run\n\n{table(columns, rows)}\n\nread = processed + quarantined + ignored by rule"
 
 
@@ -44,21 +48,14 @@ def _mails(mails: DeliverySummary) -> str:
 
 
 def _standing(run: Run) -> str:
-    columns = (
-        "processor",
-        "log",
-        "offset",
-        "lag bytes",
-        "lag",
-        "read",
-        "processed",
-        "quarantined",
-        "ignored",
-        "derived",
-    )
+    columns = ("processor", "at", "behind by", "read", "processed", "quarantined", "ignored", "derived")
     rows = [
-        (p.processor, f"{p.log}/{p.partition}", p.offset, p.lag_bytes, show_duration(p.lag_ms) if p.lag_bytes else "none",
-         p.read, p.processed, p.quarantined, p.ignored, p.derived)
+        (p.processor, f"{p.log}/{p.partition} {p.offset:,}", _behind(p), p.read, p.processed, p.quarantined, p.ignored,
+         p.derived)
         for p in lag_by_processor(run)
     ]  # fmt: skip
     return f"### Since the beginning\n\n{table(columns, rows)}"
+
+
+def _behind(status: ProcessorStatus) -> str:
+    return f"{status.lag_bytes:,} bytes, {show_duration(status.lag_ms)}" if status.lag_bytes else "nothing"

@@ -8,8 +8,11 @@ from collections.abc import Sequence
 
 from prefect.runtime import flow_run
 
-# Everything that Markdown or HTML give a meaning to, and what makes a link of a plain text.
-_SPECIAL = re.compile(r"[!\"#$&'*:<>?@\[\\\]^_`{|}~]|(?<=[wW]{3})\.")
+# What Markdown or HTML give a meaning to, and what makes a link of a plain text. Backslashes, as the UI shows an entity
+# in a heading or a table by its number.
+_SPECIAL = re.compile(r"[!#&*<>@\[\\\]_`{|}~]|:(?=//)|(?<=[wW]{3})\.")
+# The cell of a table artifact has no such way out: what begins like a tag becomes HTML, what looks like a link a link.
+_IN_CELL = re.compile(r"(?<=<)|(?<=\])(?=\()")
 _TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # overrides of the writing direction
 
 
@@ -23,14 +26,19 @@ def line_of(value: object, limit: int = 120) -> str:
 
 def escape(value: object, limit: int = 120) -> str:
     """`line_of` such that Markdown shows it as it is: no tag, link, picture, code or cell comes of it."""
-    return _SPECIAL.sub(lambda found: f"&#{ord(found[0])};", line_of(value, limit))
+    return _SPECIAL.sub(lambda found: "\\" + found[0], line_of(value, limit))
+
+
+def cell(value: object, limit: int = 120) -> str:
+    """`line_of` such that the cell of a table artifact shows it as it is: a space of no width breaks tags and links."""
+    return _IN_CELL.sub("\u200b", line_of(value, limit))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table; numbers stand right, with thousands apart, and every text is escaped."""
     right = [bool(rows) and all(isinstance(row[i], int) for row in rows) for i in range(len(columns))]
     lines = [columns, ["--:" if numbers else "---" for numbers in right]]
-    lines += [[f"{cell:,}" if isinstance(cell, int) else escape(cell) for cell in row] for row in rows]
+    lines += [[f"{each:,}" if isinstance(each, int) else escape(each) for each in row] for row in rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 

@@ -59,27 +59,43 @@ def ended(run: Run, flow: str, done: Done) -> str:
     if done.is_nothing():
         return f"{flow}: {NOTHING_NEW.lower()}"
     ranges = ", ".join(_range(run, log, readers) for log, readers in _read(run, done.summaries).items())
-    return f"{flow} {ranges}: {outcome(done)}" if ranges else f"{flow}: {outcome(done)}"
+    return f"{flow} {ranges}: {outcome(run, done)}" if ranges else f"{flow}: {outcome(run, done)}"
 
 
-def outcome(done: Done) -> str:
+def outcome(run: Run, done: Done) -> str:
     """A run's counts in a few words, the most important ones first."""
     words = [f"{', '.join(done.failures)} failed"] if done.failures else []
     if read := max((s.lines for s in done.summaries), default=0):
         words.append(f"{read:,} read")
     if quarantined := max((s.quarantined for s in done.summaries), default=0):
         words.append(f"{quarantined:,} quarantined")
-    words += [f"{s.derived:,} by {s.processor}" for s in done.summaries if s.derived]
+    words += [f"{s.derived:,} {run.topology.make(s.processor).writes}" for s in done.summaries if _is_finding(s)]
     for mails in done.mails:
         words += [f"{count:,} {state.lower()}" for state, count in sorted(mails.states.items()) if count]
         words += [f"{mails.waiting:,} waiting"] if mails.waiting else []
     return ", ".join(words) or NOTHING_NEW.lower()
 
 
+def lines_of(done: Done) -> list[str]:
+    """What a run's log says of it: a line for each processor that did something, and one for the mails."""
+    lines = [
+        f"{s.processor}: {s.lines:,} read = {s.processed:,} processed + {s.quarantined:,} quarantined + {s.ignored:,} "
+        f"ignored; {s.derived:,} derived"
+        for s in done.summaries
+        if s.lines or s.derived
+    ]
+    for mails in done.mails:
+        states = ", ".join(f"{count:,} {state}" for state, count in sorted(mails.states.items()) if count)
+        if mails.taken_in or states:
+            lines.append(f"deliver: {mails.taken_in:,} taken in, {states or 'none decided'}, {mails.waiting:,} waiting")
+        lines += [f"deliver: {count:,} x {reason}" for reason, count in mails.reasons.most_common(5)]
+    return lines
+
+
 def outcome_tags(run: Run, done: Done) -> set[str]:
     """What runs can be filtered by in the UI: the logs that were read, and what came of it."""
     tags = set(_read(run, done.summaries)) | {state.lower() for m in done.mails for state, n in m.states.items() if n}
-    tags |= {s.processor for s in done.summaries if s.derived}
+    tags |= {str(run.topology.make(s.processor).writes) for s in done.summaries if _is_finding(s)}
     tags |= {"nothing-new"} if done.is_nothing() else set()
     return tags | ({"quarantined"} if any(s.quarantined for s in done.summaries) else set())
 
@@ -116,4 +132,10 @@ def _range(run: Run, log: str, summaries: Sequence[Summary]) -> str:
     partitions = run.store.partitions(log)
     if partitions != [0]:
         return f"{log} in {len(partitions)} partitions"
-    return f"{log}/0 {min(s.first or 0 for s in summaries)}..{max(s.last for s in summaries)}"
+    first, last = min(s.first or 0 for s in summaries), max(s.last for s in summaries)
+    return f"{log}/0 {first}..{last}" if first < last else f"{log}/0 at {last}"
+
+
+def _is_finding(summary: Summary) -> bool:
+    """Whether a processor gave events that are not told of already, as the quarantined are."""
+    return summary.derived > 0 and summary.processor != "quarantine"

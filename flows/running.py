@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.artifacts import Report
-from flows.naming import NOTHING_NEW, done_of, ended, outcome, outcome_tags, rename
+from flows.naming import NOTHING_NEW, done_of, ended, lines_of, outcome, outcome_tags, rename
 from storage.errors import AfterlogError
 from storage.settings import load_settings
 from storage.store import Store
@@ -62,13 +62,15 @@ def conclude(run: Run, report: Report, flow: str, names: Sequence[str], futures:
     logger = get_run_logger()
     for note in run.notes:
         logger.warning(note)
+    for line in lines_of(done):
+        logger.info(line)
     name = ended(run, flow, done)
-    report.publish(done)
+    report.publish(done, draw=not report.at_work)
     rename(name, outcome_tags(run, done))
     if failures:
         raise AfterlogError("; ".join(f"{name}: {reason}" for name, reason in failures.items()))
     logger.info(name[0].upper() + name[1:])
-    return Completed(name=NOTHING_NEW if done.is_nothing() else None, message=outcome(done), data=done.summaries)
+    return Completed(name=NOTHING_NEW if done.is_nothing() else None, message=outcome(run, done), data=done.summaries)
 
 
 def not_needed(flow: str, reason: object) -> Any:

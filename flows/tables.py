@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from flows.markdown import line_of
+from flows.markdown import cell, line_of
 from storage.outbox import CLAIMED, UNKNOWN, WAITING
 from storage.store import Store
 from storage.tables import Delivery
@@ -78,12 +78,12 @@ def _basket_row(event: Mapping[str, Any], outcome: str) -> Row:
     value = basket_value(items)
     last = _at(event, "context", "at")
     return {
-        "customer": line_of(_at(event, "subject", "id"), 40),
-        "items": line_of(", ".join(map(_item, items)), 90),
+        "customer": cell(_at(event, "subject", "id"), 30),
+        "items": cell(", ".join(map(_item, items)), 40),
         "value": "not known" if value is None else f"{value:,.2f}",
         "idle for": show_duration(_stamp_of(event) - last),
-        "left at": _minute(last),
         "since then": outcome,
+        "left at": _minute(last),
     }
 
 
@@ -95,30 +95,26 @@ def _outcome(event: Mapping[str, Any]) -> str:
 
 
 def _anomaly_row(event: Mapping[str, Any]) -> Row:
-    odd, cause = _at(event, "object") or {}, _at(event, "context", "caused_by")
-    measure, value = line_of(odd.get("measure"), 60), _shown(odd.get("value"))
-    expected = f"{_shown(odd.get('mean'))} ± {_shown(odd.get('std'))}"
+    odd, cause = _at(event, "object") or {}, _at(event, "context", "caused_by") or {}
     body = _at(cause, "object", "body")
-    sentence = f"{line_of(verb_of(cause or {}), 40)} by {line_of(_at(cause, 'subject', 'id'), 40)}: {_why(odd)}"
     return {
-        "measure": measure,
-        "value": value,
-        "expected": expected,
-        "the sentence": sentence,
-        "text": line_of(body, 80) if isinstance(body, str) else "",
+        "measure": cell(odd.get("measure"), 40),
+        "value": _shown(odd.get("value")),
+        "expected": f"{_shown(odd.get('mean'))} ± {_shown(odd.get('std'))}",
+        "the sentence": cell(f"{_why(odd)}: {verb_of(cause)} by {_at(cause, 'subject', 'id')}", 90),
+        "its text": cell(body, 60) if isinstance(body, str) else "",
         "at": _minute(_stamp_of(event)),
     }
 
 
 def _why(odd: Mapping[str, Any]) -> str:
     value, mean, score = odd.get("value"), odd.get("mean"), odd.get("score")
-    samples = odd.get("samples")
     if not isinstance(value, int | float) or not isinstance(mean, int | float) or isinstance(value, bool):
-        return f"{_shown(value)} is no usable number"
+        return "no usable number"
     side = "above" if value > mean else "below"
     if isinstance(score, int | float):
-        return f"{score:,.1f} standard deviations {side} the mean of {samples} before it"
-    return f"{side} the mean, where all {samples} before it were the same"
+        return f"{score:,.1f} deviations {side} the mean"
+    return f"{side} the mean, and all before were the same"
 
 
 def _outbox(store: Store, condition: Any) -> list[dict[str, Any]]:
@@ -135,10 +131,10 @@ def _mail_row(store: Store, row: Mapping[str, Any], at: int) -> Row:
         reader.close()
     state = str(row["state"])
     return {
-        "to": line_of(f"{row['recipient_type']} {row['recipient_id']}", 50),
-        "what": line_of(_at(email, "object", "template") or row["event_id"], 40),
+        "to": cell(f"{row['recipient_type']} {row['recipient_id']}", 40),
+        "what": cell(_at(email, "object", "template") or row["event_id"], 40),
         "state": state,
-        "why": line_of(row["reason"], 120) or _WHY.get(state, ""),
+        "why": cell(row["reason"]) or _WHY.get(state, ""),
         "at": _minute(at),
     }
 
@@ -164,7 +160,7 @@ def _number(item: Any, name: str, default: int | None = None) -> Decimal | None:
 
 
 def _shown(value: object) -> str:
-    return f"{value:,.4g}" if isinstance(value, int | float) and not isinstance(value, bool) else line_of(value, 30)
+    return f"{value:,.3g}" if isinstance(value, int | float) and not isinstance(value, bool) else cell(value, 30)
 
 
 def _at(value: Any, *path: str) -> Any:
@@ -178,5 +174,5 @@ def _stamp_of(event: Mapping[str, Any]) -> int:
 
 
 def _minute(millis: int) -> str:
-    """A time to the minute, short enough for a narrow window."""
-    return show(millis)[:16].replace("T", " ")
+    """A time to the minute, without its year: short enough for a narrow window."""
+    return show(millis)[5:16].replace("T", " ")
