@@ -48,7 +48,7 @@ def _mails(mails: DeliverySummary) -> str:
 
 
 def _standing(run: Run) -> str:
-    columns = ("processor", "at", "behind by", "read", "processed", "quarantined", "ignored", "derived")
+    columns = ("processor", "at", "behind", "read", "processed", "quarantined", "ignored", "derived")
     rows = [
         (p.processor, f"{p.log}/{p.partition} {p.offset:,}", _behind(p), p.read, p.processed, p.quarantined, p.ignored,
          p.derived)
@@ -58,4 +58,4 @@ def _standing(run: Run) -> str:
 
 
 def _behind(status: ProcessorStatus) -> str:
-    return f"{status.lag_bytes:,} bytes, {show_duration(status.lag_ms)}" if status.lag_bytes else "nothing"
+    return f"{status.lag_bytes:,} bytes, {show_duration(status.lag_ms)}" if status.lag_bytes else "none"

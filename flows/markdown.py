@@ -21,7 +21,7 @@ def line_of(value: object, limit: int = 120) -> str:
     text = value if isinstance(value, str) else str(value)
     shown = "".join(" " if _unprintable(character) else character for character in text[: limit * 4])
     line = " ".join(shown.split())
-    return line if len(line) <= limit and len(text) <= limit * 4 else line[: limit - 1].rstrip() + "…"
+    return line if len(line) <= limit and len(text) <= limit * 4 else line[: limit - 1].rstrip(" ,") + "…"
 
 
 def escape(value: object, limit: int = 120) -> str:

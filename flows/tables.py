@@ -79,7 +79,7 @@ def _basket_row(event: Mapping[str, Any], outcome: str) -> Row:
     last = _at(event, "context", "at")
     return {
         "customer": cell(_at(event, "subject", "id"), 30),
-        "items": cell(", ".join(map(_item, items)), 40),
+        "items": cell(", ".join(map(_item, items)), 38),
         "value": "not known" if value is None else f"{value:,.2f}",
         "idle for": show_duration(_stamp_of(event) - last),
         "since then": outcome,
