@@ -69,7 +69,7 @@ def outcome(run: Run, done: Done) -> str:
         words.append(f"{read:,} read")
     if quarantined := max((s.quarantined for s in done.summaries), default=0):
         words.append(f"{quarantined:,} quarantined")
-    words += [f"{s.derived:,} {run.topology.make(s.processor).writes}" for s in done.summaries if _is_finding(s)]
+    words += [f"{s.derived:,} to {run.topology.make(s.processor).writes}" for s in done.summaries if _is_finding(s)]
     for mails in done.mails:
         words += [f"{count:,} {state.lower()}" for state, count in sorted(mails.states.items()) if count]
         words += [f"{mails.waiting:,} waiting"] if mails.waiting else []

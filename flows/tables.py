@@ -160,7 +160,9 @@ def _number(item: Any, name: str, default: int | None = None) -> Decimal | None:
 
 
 def _shown(value: object) -> str:
-    return f"{value:,.3g}" if isinstance(value, int | float) and not isinstance(value, bool) else cell(value, 30)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return cell(value, 30)
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:,.3g}"
 
 
 def _at(value: Any, *path: str) -> Any:
