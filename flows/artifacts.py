@@ -52,7 +52,7 @@ class Report:
         self._shown: dict[str, str] = {}
         self._start = {p.id: replace(p) for p in positions(run.store)}
         self._ends = self._log_ends()
-        self._mails = Outbox(run.store, DELIVERIES).counts()
+        self._mails = Outbox(run.store, DELIVERIES).counts() if DELIVER in names else {}
         self._lock = threading.Lock()
         self.at_work = False
         """Whether it is a shift, which tells on its way."""
@@ -66,13 +66,18 @@ class Report:
         context = contextvars.copy_context()
         threading.Thread(target=context.run, args=(self._tell_now_and_then,), name="report", daemon=True).start()
 
-    def publish(self, done: Done, *, at_work: bool = False, draw: bool = True) -> None:
+    def publish(self, done: Done, *, draw: bool = True) -> None:
         """Show what a run did, if it did anything; `draw` the plot even if there is a recent one."""
-        if done.is_nothing():
-            return
-        with self._lock:
+        self._tell(lambda: done, at_work=False, draw=draw)
+
+    def _tell(self, what: Callable[[], Done], *, at_work: bool, draw: bool) -> None:
+        with self._lock:  # what the thread is at comes first, and nothing of it after the end
+            if at_work and self._run.stop.is_set():
+                return
             try:
-                self._publish(done, at_work, draw)
+                done = what()
+                if not done.is_nothing():
+                    self._publish(done, at_work, draw)
             except Exception as error:  # noqa: BLE001  # whatever it is, the run's work is done and must count
                 get_run_logger().warning("Artifacts are not up to date: %r", error)
 
@@ -105,10 +110,12 @@ class Report:
     def _tell_now_and_then(self) -> None:
         name = following(self._run, self._flow, self._names)
         get_run_logger().info(name[0].upper() + name[1:])
-        rename(name)
+        with self._lock:
+            if not self._run.stop.is_set():
+                rename(name)
         wait = FIRST_REPORT
         while not self._run.stop.wait(wait):
-            self.publish(self._so_far(), at_work=True, draw=False)
+            self._tell(self._so_far, at_work=True, draw=False)
             wait = REPORT_EVERY
 
     def _so_far(self) -> Done:

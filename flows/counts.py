@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flows.markdown import escape, run_link, table
 from flows.naming import Done, ended
-from storage.times import show_duration
+from storage.times import now, show, show_duration
 from tasks.deliver import DeliverySummary
 from tasks.run import Run
 from tasks.status import ProcessorStatus, read_status
@@ -13,7 +13,10 @@ from tasks.status import ProcessorStatus, read_status
 def counts_markdown(run: Run, flow: str, done: Done, *, at_work: bool) -> str:
     """What the run did, processor by processor (DESIGN 4), and how things stand since the beginning."""
     heading = f"## {escape(ended(run, flow, done), 200)}"
-    parts = [heading, f"So far; {run_link()} is at work." if at_work else f"By {run_link()}."]
+    parts = [
+        heading,
+        f"As it was at {show(now())[:19]} UTC, with {run_link()} at work." if at_work else f"By {run_link()}.",
+    ]
     parts += [f"**{escape(name)} failed**: {escape(reason, 500)}" for name, reason in done.failures.items()]
     parts += [f"Note: {escape(note, 500)}" for note in run.notes]
     if any(s.lines or s.derived for s in done.summaries):

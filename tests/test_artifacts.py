@@ -164,7 +164,7 @@ def test_a_shift_says_what_it_follows_and_tells_on_its_way(home: Path, server: s
         run = api(server, "/flow_runs/filter", **newest)[0]
         assert run["name"] == "process following events/0 from 0"
         wait_for(lambda: {"process", "abandoned-baskets"} <= set(artifacts_of(server, run["id"])))
-        assert "is at work" in artifacts_of(server, run["id"])["process"]
+        assert "at work." in artifacts_of(server, run["id"])["process"]
     finally:
         shift.terminate()
         shift.wait(30)
