@@ -45,9 +45,12 @@ def process(
         _finish(*_follow_for(settings, follow_for))
     elif prefect:
         _with_prefect(settings)
-        from flows.process import process as flow  # after the environment: Prefect reads it at import
+        from prefect import tags  # after the environment: Prefect reads it at import
 
-        _show_counts(flow(as_of=when))
+        from flows.process import process as flow
+
+        with tags("afterlog", "cli"):
+            _show_counts(flow(as_of=when))
     else:
         _finish(*_process_here(settings, when))
 
@@ -76,9 +79,12 @@ def deliver(
     settings = load_settings()
     if prefect:
         _with_prefect(settings)
-        from flows.react import react as flow  # after the environment: Prefect reads it at import
+        from prefect import tags  # after the environment: Prefect reads it at import
 
-        flow(limit=limit)
+        from flows.react import react as flow
+
+        with tags("afterlog", "cli"):
+            flow(limit=limit)
         return
     run = _open(settings, "deliver")
     outcome = side_by_side(run, run.topology.on_derived_logs(), lambda r, name: process_to_end(r, name, None))

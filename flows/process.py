@@ -6,11 +6,12 @@ from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from prefect import flow, get_run_logger
+from prefect.futures import wait
 from pydantic import Field
 
 from flows.alerts import watched
-from flows.artifacts import counts_table, publish
-from flows.running import collect, open_run, raise_failures
+from flows.artifacts import Report
+from flows.running import conclude, not_needed, open_run
 from flows.shift import Shift, Superseded
 from storage.clock import Clock
 from storage.times import now
@@ -42,10 +43,9 @@ def _to_end(as_of: AsOf) -> list[Summary]:
         if as_of == "now":
             start_tick(run)
         names = run.topology.on_raw_logs()
-        summaries, failures = collect([process_task.submit(name) for name in names], names)
-        publish("process", "Processed", [counts_table(summaries)])
-        raise_failures(failures, run.notes)
-        return summaries
+        report = Report(run, "process", names)
+        ended: list[Summary] = conclude(run, report, "process", names, [process_task.submit(name) for name in names])
+        return ended
 
 
 def _shift() -> list[Summary]:
@@ -55,20 +55,21 @@ def _shift() -> list[Summary]:
         try:
             shift.check_not_late(names)
         except Superseded as late:
-            get_run_logger().info("Not needed: %s", late)
-            return []
+            refused: list[Summary] = not_needed("process", late)
+            return refused
         run.pulse.start()
         start_tick(run)
+        report = Report(run, "process", names)
         futures = [follow_task.submit(name) for name in names]
+        report.keep_up()
         with watched(run):
             get_run_logger().info("Shift over: %s", shift.hold(futures))
-        summaries, failures = collect(futures, names)
+        wait(futures)
         clock = Clock(run.store, run.topology.raw_logs())
         clock.tick(now() - run.store.settings.settle)
         clock.close()
-        publish("process", "Processed in a shift", [counts_table(summaries)])
-        raise_failures(failures, run.notes)
-        return summaries
+        ended: list[Summary] = conclude(run, report, "process", names, futures)
+        return ended
 
 
 def _as_of(value: AsOfParameter) -> AsOf:

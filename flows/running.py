@@ -9,7 +9,10 @@ from typing import Any
 from prefect import get_run_logger
 from prefect.futures import PrefectFuture, wait
 from prefect.runtime import deployment, flow_run
+from prefect.states import Completed
 
+from flows.artifacts import Report
+from flows.naming import NOTHING_NEW, done_of, ended, lines_of, outcome, outcome_tags, rename
 from storage.errors import AfterlogError, UsageError
 from storage.settings import load_settings
 from storage.store import Store
@@ -57,14 +60,30 @@ def collect(futures: Sequence[PrefectFuture[Any]], names: Sequence[str]) -> tupl
     return good, bad
 
 
-def raise_failures(failures: dict[str, str], notes: Sequence[str]) -> None:
-    """Tell the notes of a run, and fail it if a task failed.
+def conclude(run: Run, report: Report, flow: str, names: Sequence[str], futures: Sequence[PrefectFuture[Any]]) -> Any:
+    """End a run: wait for its tasks, tell what they did in log, artifacts, name and tags, and give its final state.
 
     Raises:
-        AfterlogError: with the reason of each that failed.
+        AfterlogError: with the reason of each task that failed.
     """
+    results, failures = collect(futures, names)
+    done = done_of(results, failures)
     logger = get_run_logger()
-    for note in notes:
+    for note in run.notes:
         logger.warning(note)
+    for line in lines_of(done):
+        logger.info(line)
+    name = ended(run, flow, done)
+    report.publish(done, draw=not report.at_work)
+    rename(name, outcome_tags(run, done))
     if failures:
         raise AfterlogError("; ".join(f"{name}: {reason}" for name, reason in failures.items()))
+    logger.info(name[0].upper() + name[1:])
+    return Completed(name=NOTHING_NEW if done.is_nothing() else None, message=outcome(run, done), data=done.summaries)
+
+
+def not_needed(flow: str, reason: object) -> Any:
+    """The final state of a run that came too late to be of use."""
+    get_run_logger().info("Not needed: %s", reason)
+    rename(f"{flow}: not needed")
+    return Completed(name="Not needed", message=str(reason), data=[])

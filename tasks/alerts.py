@@ -11,7 +11,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from storage.locks import locked
-from storage.outbox import UNKNOWN, WAITING
+from storage.mails import UNKNOWN, WAITING
 from storage.segment import list_segments
 from storage.store import Store
 from storage.tables import Delivery

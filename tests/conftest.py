@@ -121,3 +121,21 @@ def log_bytes(home: Path, log: str, partition: int = 0) -> bytes:
     """A partition's segments put together, as they are on the disk."""
     folder = home / "logs" / log / str(partition)
     return b"".join(path.read_bytes() for path in sorted(folder.glob("*.jsonl")))
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One Prefect server for all tests that need one."""
+    from prefect.settings import PREFECT_API_URL
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield str(PREFECT_API_URL.value())
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: str) -> Path:
+    """A fresh HOME that this process's settings name."""
+    monkeypatch.setenv("AFTERLOG_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("AFTERLOG_RETRY_DELAY", "10ms")
+    return tmp_path / "home"

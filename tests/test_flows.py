@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,24 +37,6 @@ class Processor(contract.Processor):
             raise ValueError("cannot take poison")
         out.emit(self, event, {"id": event.id}, "PICKED", {"type": "NONE"}, name="picked")
 """
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One Prefect server for all tests of this file."""
-    from prefect.settings import PREFECT_API_URL
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=120):
-        yield str(PREFECT_API_URL.value())
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: str) -> Path:
-    """A fresh HOME that this process's settings name."""
-    monkeypatch.setenv("AFTERLOG_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("AFTERLOG_RETRY_DELAY", "10ms")
-    return tmp_path / "home"
 
 
 def customer_event(ident: object, verb: str = "STARTED_BROWSING", **obj: Any) -> dict[str, Any]:

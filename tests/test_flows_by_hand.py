@@ -136,12 +136,11 @@ def test_the_server_refuses_a_form_before_anything_runs(
     from prefect.client.orchestration import get_client
     from prefect.exceptions import PrefectHTTPStatusError
 
-    from deployments.serve import build_deployments
+    from deployments.definitions import BY_HAND, DEFINITIONS, build
 
     async def ask() -> str:
-        _, by_hand = await build_deployments(load_settings())
-        [deployment] = [d for d in by_hand if d.flow_name == flow]
-        ident = await deployment.apply()
+        [definition] = [d for d in DEFINITIONS if (d.flow.name, d.name) == (flow, BY_HAND)]
+        ident = await (await build(definition, load_settings())).apply()
         async with get_client() as client:
             try:
                 await client.create_flow_run_from_deployment(ident, parameters=parameters)
@@ -156,10 +155,12 @@ def test_the_server_refuses_a_form_before_anything_runs(
 
 
 def test_every_field_of_a_form_is_described(home: Path) -> None:
-    from deployments.serve import build_deployments
+    from deployments.definitions import BY_HAND, DEFINITIONS, build
 
-    _, by_hand = asyncio.run(build_deployments(load_settings()))
-    forms = {d.flow_name: d._parameter_openapi_schema.model_dump() for d in by_hand}
+    by_hand = [d for d in DEFINITIONS if d.name == BY_HAND]
+    forms = {
+        d.flow.name: asyncio.run(build(d, load_settings()))._parameter_openapi_schema.model_dump() for d in by_hand
+    }
     assert set(forms) == {"process", "react", "brake", "quarantine-retry"}
     for name, form in forms.items():
         for field, shape in form["properties"].items():

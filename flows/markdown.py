@@ -1,0 +1,51 @@
+"""Text in the UI: whatever an event holds is shown as it is, and does nothing."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from prefect.runtime import flow_run
+
+# What Markdown or HTML give a meaning to, and what makes a link of a plain text. Backslashes, as the UI shows an entity
+# in a heading or a table by its number.
+_SPECIAL = re.compile(r"[!#&*<>@\[\\\]_`{|}~]|:(?=//)|(?<=[wW]{3})\.")
+# The cell of a table artifact has no such way out: what begins like a tag becomes HTML, what looks like a link a link.
+_IN_CELL = re.compile(r"(?<=<)|(?<=\])(?=\()")
+_TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # overrides of the writing direction
+
+
+def line_of(value: object, limit: int = 120) -> str:
+    """A value as one line of text of at most `limit` characters, without control characters."""
+    text = value if isinstance(value, str) else str(value)
+    shown = "".join(" " if _unprintable(character) else character for character in text[: limit * 4])
+    line = " ".join(shown.split())
+    return line if len(line) <= limit and len(text) <= limit * 4 else line[: limit - 1].rstrip(" ,") + "…"
+
+
+def escape(value: object, limit: int = 120) -> str:
+    """`line_of` such that Markdown shows it as it is: no tag, link, picture, code or cell comes of it."""
+    return _SPECIAL.sub(lambda found: "\\" + found[0], line_of(value, limit))
+
+
+def cell(value: object, limit: int = 120) -> str:
+    """`line_of` such that the cell of a table artifact shows it as it is: a space of no width breaks tags and links."""
+    return _IN_CELL.sub("\u200b", line_of(value, limit))
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table; numbers stand right, with thousands apart, and every text is escaped."""
+    right = [bool(rows) and all(isinstance(row[i], int) for row in rows) for i in range(len(columns))]
+    lines = [columns, ["--:" if numbers else "---" for numbers in right]]
+    lines += [[f"{each:,}" if isinstance(each, int) else escape(each) for each in row] for row in rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def run_link() -> str:
+    """A link to the current run; the UI opens it in place."""
+    return f"[this run](/runs/flow-run/{flow_run.id})"
+
+
+def _unprintable(character: str) -> bool:
+    return unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} or character in _TURNS

@@ -1,0 +1,189 @@
+"""The latest of a log: its last lines, and how many lines each hour brought.
+
+Everything is read from the end or found by halving, so the cost hangs on what is asked for, never on how long the log is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from storage.event import MAX_DERIVED_DEPTH
+from storage.judge import decode
+from storage.reader import PartitionReader
+from storage.store import Store
+
+HOUR = 3_600_000
+_STEP = 65_536  # bytes read at once on the way back
+_REACH = 8 << 20  # and at most
+_NEAR = 16_384  # bytes that are looked through rather than halved
+_PROBE, _PROBES = 4_096, 8
+_WHOLE = 1 << 20  # bytes of an hour that are counted one by one; of more than that, samples
+_SAMPLES = 16
+
+
+class _Verb(msgspec.Struct):
+    type: str = ""
+
+
+class _Line(msgspec.Struct):
+    verb: str | _Verb = ""
+
+
+_decode_line = msgspec.json.Decoder(_Line).decode
+
+
+@dataclass(frozen=True)
+class Hours:
+    """How many lines of each verb a log took, hour by hour from `since` (ms) on; "" counts lines of any verb.
+
+    `estimated` where an hour brought so much that only samples of it were counted.
+    """
+
+    since: int
+    counts: list[Counter[str]]
+    estimated: bool
+
+    def of(self, verb: str) -> list[int]:
+        """The count of one verb in each hour."""
+        return [count[verb] for count in self.counts]
+
+
+def latest_events(store: Store, log: str, count: int, *, derived: bool = True) -> list[dict[str, Any]]:
+    """The last events of a log in all its partitions, newest first; a derived log ends at its committed end.
+
+    Lines that are no JSON object are passed over, and no more than 8 MiB a partition are read.
+    """
+    found: list[dict[str, Any]] = []
+    for partition in store.partitions(log):
+        reader = store.reader(log, partition)
+        try:
+            end = store.committed_end(log, partition) if derived else reader.end()
+            lines = (parse(line) for line in _backwards(reader, end))
+            events = (event for event in lines if event is not None)
+            found += [event for event, _ in zip(events, range(count), strict=False)]
+        finally:
+            reader.close()
+    return sorted(found, key=_stamp, reverse=True)[:count]
+
+
+def count_hours(store: Store, log: str, since: int, hours: int, *, derived: bool) -> Hours:
+    """How many lines each hour from `since` on brought to a log, by the clocks that the lines carry.
+
+    Raw stamps that run back are counted where they lie; a derived line counts under its verb too.
+    """
+    counts: list[Counter[str]] = [Counter() for _ in range(hours)]
+    estimated = False
+    for partition in store.partitions(log):
+        reader = store.reader(log, partition)
+        try:
+            end = store.committed_end(log, partition) if derived else reader.end()
+            seeker = _Seeker(reader, log, partition, end, store.settings.max_line if not derived else 1 << 40)
+            start = seeker.seek(0, since)
+            for hour, count in enumerate(counts):
+                stop = seeker.seek(start, since + (hour + 1) * HOUR)
+                estimated |= _count_span(reader, start, stop, derived, count)
+                start = stop
+        finally:
+            reader.close()
+    return Hours(since, counts, estimated)
+
+
+def parse(line: bytes) -> dict[str, Any] | None:
+    """A line as an object, whatever numbers it holds; None where it is none."""
+    try:
+        event = json.loads(line, parse_int=_integer)
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) else None
+
+
+class _Seeker:
+    """Finds the line at which a log's clock reaches a time, by halving."""
+
+    def __init__(self, reader: PartitionReader, log: str, partition: int, end: int, max_line: int) -> None:
+        self._reader, self._log, self._partition, self._end, self._max_line = reader, log, partition, end, max_line
+
+    def seek(self, low: int, millis: int) -> int:
+        """The first line from `low` on whose clock reaches `millis`; the end where none does."""
+        high = self._end
+        while high - low > _NEAR:
+            middle = self._reader.line_start((low + high) // 2)
+            if middle <= low:
+                break  # one line longer than all that is left
+            clock = self._clock(middle)
+            if clock is None or clock >= millis:
+                high = middle
+            else:
+                low = middle
+        while low < high and (block := self._reader.read(low, high, _NEAR, self._max_line)):
+            batch = decode(block, self._log, self._partition, 0, self._max_line, MAX_DERIVED_DEPTH)
+            for event in batch.events:
+                if event.clock >= millis:
+                    return event.offset
+            low = batch.end
+        return high
+
+    def _clock(self, offset: int) -> int | None:
+        """The clock of the first good line from `offset` on, if one is near."""
+        for _ in range(_PROBES):
+            block = self._reader.read(offset, self._end, _PROBE, self._max_line)
+            if block is None:
+                return None
+            batch = decode(block, self._log, self._partition, 0, self._max_line, MAX_DERIVED_DEPTH)
+            if batch.events:
+                return batch.events[0].clock
+            offset = batch.end
+        return None
+
+
+def _count_span(reader: PartitionReader, start: int, stop: int, by_verb: bool, into: Counter[str]) -> bool:
+    """Count the lines between two places; says whether only samples were."""
+    if stop - start <= _WHOLE:
+        into.update(_count(b"".join(reader.raw(start, stop)), by_verb))
+        return False
+    seen: Counter[str] = Counter()
+    looked = 0
+    for index in range(_SAMPLES):
+        first = max(start, reader.line_start(start + (stop - start) * index // _SAMPLES))
+        last = reader.line_start(min(stop, first + _WHOLE // _SAMPLES))
+        looked += last - first
+        seen += _count(b"".join(reader.raw(first, last)), by_verb)
+    into.update({verb: round(count * (stop - start) / looked) for verb, count in seen.items()} if looked else {})
+    return True
+
+
+def _count(data: bytes, by_verb: bool) -> Counter[str]:
+    counts = Counter({"": data.count(b"\n")})
+    if by_verb:
+        for line in data.split(b"\n"):
+            try:
+                verb = _decode_line(line).verb
+            except (msgspec.DecodeError, RecursionError):
+                continue
+            counts[verb if isinstance(verb, str) else verb.type] += 1
+    return counts
+
+
+def _backwards(reader: PartitionReader, end: int) -> Iterator[bytes]:
+    """The lines before `end`, the last one first."""
+    floor = max(0, end - _REACH)
+    while end > floor:
+        start = reader.line_start(max(0, end - _STEP))
+        yield from reversed(b"".join(reader.raw(start, end)).split(b"\n")[:-1])
+        end = start
+
+
+def _stamp(event: dict[str, Any]) -> int:
+    stamp = event.get("event", {}).get("inserted_at") if isinstance(event.get("event"), dict) else None
+    return stamp if isinstance(stamp, int) else 0
+
+
+def _integer(literal: str) -> int | float:
+    """Python refuses to read an integer of thousands of digits, and cannot divide one of hundreds."""
+    return int(literal) if len(literal) < 300 else float(literal)
