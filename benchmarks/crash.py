@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from deployments.example import history
 from storage.contacts import Entry, save_contacts
@@ -34,7 +35,7 @@ VERBS = {
 }
 """What is killed; a new verb is one more line here, if it ends by itself."""
 SMALL = {"batch_bytes": 3000, "commit_bytes": 9000, "segment_bytes": 200_000}
-GROUP = 40
+GROUP = 250
 PEOPLE = 100_000
 
 
@@ -99,7 +100,10 @@ class Shop:
         begun = time.monotonic()
         process = start(self.home, *arguments, mail_url=self.server.url, **SMALL)
         if kill:
-            process.join(self.rng.uniform(0, 1.1 * self.took[verb]))
+            if self.rng.random() < 0.5:
+                process.join(self.rng.uniform(0, 1.1 * self.took[verb]))
+            else:
+                self._await_writes(process, self.rng.randint(1, 12))
             process.kill()
         code = ended(process)
         said = Path(f"{self.home}.out").read_text()
@@ -111,6 +115,16 @@ class Shop:
             self.kills[verb] += 1
         self._check(Path(arguments[-1]).read_bytes() if verb == "append" else b"", whole=code == 0)
         return code != 0
+
+    def _await_writes(self, process: Any, count: int) -> None:
+        """Wait until logs were written to so many times: between such a write and its transaction little time passes."""
+        before = self._sizes()
+        while count and process.is_alive():
+            if (after := self._sizes()) != before:
+                before, count = after, count - 1
+
+    def _sizes(self) -> list[int]:
+        return [path.stat().st_size for path in (self.home / "logs").rglob("*.jsonl")]
 
     def _check(self, group: bytes, *, whole: bool) -> None:
         """The raw log holds what it did and a beginning of what was appended; derived logs are what they were and more."""

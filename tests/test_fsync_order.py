@@ -81,7 +81,7 @@ def test_a_commit_makes_the_source_durable_then_the_derived_log_then_the_transac
     ]  # fmt: skip
     found = letters(calls[writer], log)
     assert "d" in found
-    assert re.fullmatch(r"[wcg]*(s(g?d+fg)?w+c)+", found), found
+    assert re.fullmatch(r"[wcg]*(s+(g?d+fg)?w+c)+", found), found
 
 
 @needs_strace
