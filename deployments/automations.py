@@ -19,10 +19,8 @@ from prefect.events.schemas.events import ResourceSpecification
 from deployments.grace import NOT_HEARD_OF
 from storage.errors import UsageError
 from storage.settings import Settings
-from tasks.alerts import KINDS
+from tasks.alerts import BLOCK, KINDS
 
-BLOCK = "afterlog-alerts"
-"""The notification block that a person fills in, of any type: Slack, email, a webhook of their own."""
 PREFIX = "Afterlog: "
 TRIES = 3
 _RUNS = "prefect.flow-run."

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from deployments import example
 from deployments.console import show_table
+from deployments.incident import SETTINGS, Pager, fill_in_block, pager, show_incidents
 from deployments.server import Processes, free_port
 from storage.contacts import Entry, save_contacts
 from storage.door import append_events, append_lines
@@ -47,15 +48,16 @@ class Inbox:
 
 def run_demo(*, once: bool, port: int | None) -> None:
     """Show it all: history, server, shifts, derived logs, one mail; then live events until Ctrl-C, unless `once`."""
-    with _mail_server() as (inbox, mail_port):
+    with _mail_server() as (inbox, mail_port), pager() as rung:
         settings = _prepare(mail_port)
         store, topology = Store(settings), build_topology(settings)
         _write_history(store)
         processes = Processes(settings, free_port() if port is None else port)
         try:
-            _start(processes)
+            _start(processes, rung)
             _wait_until_processed(store, topology)
             _show_findings(store, topology, inbox)
+            show_incidents(store, processes, rung, inbox.mails, lambda text: _CONSOLE.print(text))
             _print_addresses(processes, settings)
             stop = threading.Event()
             if once:
@@ -85,6 +87,7 @@ def _prepare(mail_port: int) -> Settings:
         AFTERLOG_MAIL_URL=f"smtp://127.0.0.1:{mail_port}",
         AFTERLOG_MAIL_FROM="Corner Shop <shop@example.com>",
         AFTERLOG_SHIFT_EVERY=os.environ.get("AFTERLOG_SHIFT_EVERY", "60s"),
+        **SETTINGS,
     )
     return load_settings()
 
@@ -110,9 +113,10 @@ def _write_history(store: Store) -> None:
     _CONSOLE.print(f"  {save_contacts(store.database, entries)} contacts in the address book")
 
 
-def _start(processes: Processes) -> None:
+def _start(processes: Processes, rung: Pager) -> None:
     with _progress("Starting Prefect's server (the first start makes its database)") as tell:
         processes.start_server(lambda took: tell(f"{took:.0f} s"))
+    fill_in_block(processes.api, rung.url)
     processes.start_runner()
 
 

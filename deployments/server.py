@@ -147,6 +147,11 @@ class _Process:
             self._kill_group(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
+    def kill(self) -> None:
+        """kill -9 it and its children."""
+        if self._process is not None:
+            self._kill_group(self._process.pid, signal.SIGKILL)
+
     @staticmethod
     def _kill_group(pid: int, how: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -192,6 +197,10 @@ class Processes:
     def start_runner(self) -> None:
         """Start the process that registers the deployments and runs them."""
         self._runner.start()
+
+    def kill_runner(self) -> None:
+        """kill -9 the runner and all its runs, as a lost machine would; for demos and tests."""
+        self._runner.kill()
 
     def check(self) -> list[str]:
         """Start again what has ended, each time after a longer wait; gives a sentence for each that has."""

@@ -20,6 +20,8 @@ from tasks.process import positions
 from tasks.status import read_status
 from tasks.topology import Topology
 
+BLOCK = "afterlog-alerts"
+"""The notification block that a person fills in, of any type: Slack, email, a webhook of their own."""
 LAG, SILENT, QUARANTINE, UNKNOWN_MAIL, QUEUE = "lag", "silent", "quarantine", "unknown", "queue"
 KINDS = {
     LAG: "a processor that lags",
@@ -27,6 +29,7 @@ KINDS = {
     QUARANTINE: "many bad lines",
     UNKNOWN_MAIL: "mails that may or may not have arrived",
     QUEUE: "mails that wait too long",
+    "brake": "delivery that has stopped itself",
 }
 """The name of the Prefect event, `afterlog.lag` say, and what it is about."""
 

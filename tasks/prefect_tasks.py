@@ -69,7 +69,7 @@ def _noted(run: Run, name: str) -> Iterator[None]:
 def _tell_brake(reason: str) -> None:
     """Delivery has stopped itself: whoever is to be told hears it by this Prefect event, now and not when a shift ends."""
     resource = {"prefect.resource.id": "afterlog.deliver", "prefect.resource.name": "deliver"}
-    emit_event("afterlog.brake", resource=resource, payload={"reason": reason})
+    emit_event("afterlog.brake", resource=resource, payload={"sentence": f"Delivery has stopped itself: {reason}"})
     get_run_logger().warning("Delivery has stopped itself: %s", reason)
 
 

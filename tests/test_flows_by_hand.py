@@ -74,7 +74,7 @@ def test_when_delivery_stops_itself_a_prefect_event_says_why_and_the_artifact_to
     assert "mails surge: " in reason
     assert states(store) == {"WAITING": 3}
     [event] = events_of("afterlog.brake")
-    assert event["payload"] == {"reason": reason}
+    assert event["payload"] == {"sentence": f"Delivery has stopped itself: {reason}"}
     assert event["resource"]["prefect.resource.id"] == "afterlog.deliver"
     assert [r for r in event["related"] if r["prefect.resource.id"].startswith("prefect.flow-run.")]
     from prefect.artifacts import Artifact
