@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ Told = Callable[[str], None]
 OUTCOMES = frozenset({"ABANDONMENT_RETRACTED", "RECOVERED_BASKET"})
 _FIRST_DELAY, _LONGEST_DELAY = 5_000, 600_000
 _AT_ONCE = 200
+_DECIDE_EVERY = 0.25
 _GRACE = 0.5  # seconds that a send may still take once the run is to stop
 
 
@@ -87,7 +89,7 @@ class Deliverer:
         self.summary = DeliverySummary()
         self.outbox = Outbox(run.store, DELIVERIES)
         self._guards = Guards(run, self.outbox)
-        self._brake = BrakeCheck(run, self.outbox)
+        self._brake, self._decide_at = BrakeCheck(run, self.outbox), 0.0
         logs = [*run.topology.mail_logs(), "baskets"]
         self._sources = [self._open(log, part) for log in logs for part in run.store.partitions(log)]
         self._transport: Transport = open_transport(
@@ -110,15 +112,15 @@ class Deliverer:
     def round(self, limit: int | None = None) -> bool:
         """Take in what is there and try what is due, unless mails are held; says whether there was anything."""
         taken = [self._take_in(source) for source in self._sources]
-        decided = carry_out(self.run.store.database, self.outbox)
-        self._count(decided)
-        if self._brake.holds(limit or sys.maxsize):
+        decided = self._carry_out()
+        mails = self.outbox.waiting(now(), _AT_ONCE if limit is None else min(limit, _AT_ONCE))
+        if mails and self._brake.holds(limit or sys.maxsize):
             if self._brake.stopped:
                 self._told(self._brake.stopped)
                 self._brake.stopped = None
-            return any(taken) or bool(decided)
-        tried = self._try_due(_AT_ONCE if limit is None else min(limit, _AT_ONCE))
-        return any(taken) or bool(decided) or tried > 0
+            return any(taken) or decided
+        tried = self._try(mails)
+        return any(taken) or decided or tried
 
     def unconfirmed(self) -> bool:
         """Whether a log that is followed has bytes that its processor has not committed yet."""
@@ -171,9 +173,17 @@ class Deliverer:
             "recipient_id": str(recipient.id), "not_after": context.not_after, "changed_at": now(),
         }  # fmt: skip
 
-    def _try_due(self, limit: int) -> int:
+    def _carry_out(self) -> bool:
+        """What people decided, looked for a few times a second at most; says whether there was anything."""
+        if time.monotonic() < self._decide_at:
+            return False
+        self._decide_at = time.monotonic() + _DECIDE_EVERY
+        decided = carry_out(self.run.store.database, self.outbox)
+        self._count(decided)
+        return bool(decided)
+
+    def _try(self, mails: Sequence[Mail]) -> bool:
         decided: list[Result] = []
-        mails = self.outbox.waiting(now(), limit)
         for mail in mails:
             if self.run.stop.is_set():
                 break
@@ -183,9 +193,9 @@ class Deliverer:
             else:
                 self._settle(decided)
                 if not self._deliver(mail):
-                    return 0
+                    return False
         self._settle(decided)
-        return len(mails)
+        return bool(mails)
 
     def _settle(self, results: list[Result]) -> None:
         if results:
