@@ -61,7 +61,10 @@ def main() -> None:
     controller.start()
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(
-            AFTERLOG_HOME=folder + "/home", AFTERLOG_MAIL_URL=f"smtp://127.0.0.1:{port}", AFTERLOG_SHIFT_EVERY="60s"
+            AFTERLOG_HOME=folder + "/home",
+            AFTERLOG_MAIL_URL=f"smtp://127.0.0.1:{port}",
+            AFTERLOG_SHIFT_EVERY="60s",
+            AFTERLOG_BRAKE_FLOOR="1000000",  # so many mails in an hour are what is measured here
         )
         store = Store(load_settings())
         save_contacts(

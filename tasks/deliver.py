@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-import msgspec
-
 from storage.brake import read_brake
 from storage.commit import Position, load_position
 from storage.decisions import carry_out
 from storage.errors import Stopped, UsageError
-from storage.event import Event
-from storage.mails import CLAIMED, FAILED, MAY_HAVE_BEEN_SENT, SENT, SUPPRESSED, UNKNOWN, WAITING, Mail, Result
+from storage.mails import CLAIMED, FAILED, MAY_HAVE_BEEN_SENT, SENT, SUPPRESSED, UNKNOWN, Mail, Result
 from storage.outbox import Outbox
 from storage.reader import PartitionReader
 from storage.times import now
 from tasks.brake import ABANDONED, BrakeCheck, tallies
 from tasks.guards import Guards, read_event
+from tasks.intake import OUTCOMES, mail_row, settled_row
 from tasks.mail import AddressError, MailError, compose, parse_address
 from tasks.mail_url import parse_mail_url
 from tasks.process import IDLE_WAIT, UNCONFIRMED_WAIT
@@ -37,28 +36,10 @@ from tasks.topology import DELIVER, DELIVERIES
 from tasks.transport import open_transport
 
 Told = Callable[[str], None]
-OUTCOMES = frozenset({"ABANDONMENT_RETRACTED", "RECOVERED_BASKET"})
 _FIRST_DELAY, _LONGEST_DELAY = 5_000, 600_000
 _AT_ONCE = 200
+_DECIDE_EVERY = 0.25
 _GRACE = 0.5  # seconds that a send may still take once the run is to stop
-
-
-class _Recipient(msgspec.Struct):
-    id: int | str
-    type: str
-
-
-class _Context(msgspec.Struct):
-    not_after: int = 0
-    abandonment: str = ""
-
-
-class _Wire(msgspec.Struct):
-    context: _Context
-
-
-_decode_recipient = msgspec.json.Decoder(_Recipient).decode
-_decode_wire = msgspec.json.Decoder(_Wire).decode
 
 
 @dataclass
@@ -89,7 +70,7 @@ class Deliverer:
         self.summary = DeliverySummary()
         self.outbox = Outbox(run.store, DELIVERIES)
         self._guards, self._restores = Guards(run, self.outbox), Restores(run)
-        self._brake = BrakeCheck(run, self.outbox)
+        self._brake, self._decide_at = BrakeCheck(run, self.outbox), 0.0
         logs = [*run.topology.mail_logs(), "baskets"]
         self._sources = [self._open(log, part) for log in logs for part in run.store.partitions(log)]
         self._transport: Transport = open_transport(
@@ -112,15 +93,15 @@ class Deliverer:
     def round(self, limit: int | None = None) -> bool:
         """Take in what is there and try what is due, unless mails are held; says whether there was anything."""
         taken = [self._take_in(source) for source in self._sources]
-        decided = carry_out(self.run.store.database, self.outbox)
-        self._count(decided)
-        if self._brake.holds(limit or sys.maxsize):
+        decided = self._carry_out()
+        mails = self.outbox.waiting(now(), _AT_ONCE if limit is None else min(limit, _AT_ONCE))
+        if mails and self._brake.holds(limit or sys.maxsize):
             if self._brake.stopped:
                 self._told(self._brake.stopped)
                 self._brake.stopped = None
-            return any(taken) or bool(decided)
-        tried = self._try_due(_AT_ONCE if limit is None else min(limit, _AT_ONCE))
-        return any(taken) or bool(decided) or tried > 0
+            return any(taken) or decided
+        tried = self._try(mails)
+        return any(taken) or decided or tried
 
     def unconfirmed(self) -> bool:
         """Whether a log that is followed has bytes that its processor has not committed yet."""
@@ -152,8 +133,8 @@ class Deliverer:
         while batch := self.run.derived_batches.get(
             source.reader, source.log, position.partition, position.offset, end, position.clock
         ):
-            mails = [self._row(event, position) for event in batch.events if event.verb == "EMAIL"]
-            settled = [_settled(event) for event in batch.events if event.verb in OUTCOMES]
+            mails = [mail_row(event, position, self._restores) for event in batch.events if event.verb == "EMAIL"]
+            settled = [settled_row(event) for event in batch.events if event.verb in OUTCOMES]
             left = [event.clock for event in batch.events if source.log == "baskets" and event.verb == ABANDONED]
             position.offset, position.clock = batch.end, batch.clock
             position.lines += batch.lines
@@ -167,21 +148,17 @@ class Deliverer:
             moved = True
         return moved
 
-    def _row(self, event: Event, position: Position) -> dict[str, Any]:
-        recipient, context = _decode_recipient(event.object), _decode_wire(event.raw).context
-        doubtful = context.not_after >= now() and self._restores.may_have_been_sent_at(
-            position.log, position.partition, event.offset
-        )
-        return {
-            "event_id": event.event_id, "state": CLAIMED if doubtful else WAITING,
-            "reason": MAY_HAVE_BEEN_SENT if doubtful else "", "log": position.log, "generation": position.generation,
-            "partition": position.partition, "offset": event.offset, "recipient_type": recipient.type,
-            "recipient_id": str(recipient.id), "not_after": context.not_after, "changed_at": now(),
-        }  # fmt: skip
+    def _carry_out(self) -> bool:
+        """What people decided, looked for a few times a second at most; says whether there was anything."""
+        if time.monotonic() < self._decide_at:
+            return False
+        self._decide_at = time.monotonic() + _DECIDE_EVERY
+        decided = carry_out(self.run.store.database, self.outbox)
+        self._count(decided)
+        return bool(decided)
 
-    def _try_due(self, limit: int) -> int:
+    def _try(self, mails: Sequence[Mail]) -> bool:
         decided: list[Result] = []
-        mails = self.outbox.waiting(now(), limit)
         for mail in mails:
             if self.run.stop.is_set():
                 break
@@ -191,9 +168,9 @@ class Deliverer:
             else:
                 self._settle(decided)
                 if not self._deliver(mail):
-                    return 0
+                    return False
         self._settle(decided)
-        return len(mails)
+        return bool(mails)
 
     def _settle(self, results: list[Result]) -> None:
         if results:
@@ -287,9 +264,3 @@ def follow_mail(run: Run, told: Told = lambda _reason: None) -> DeliverySummary:
     finally:
         lock.release()
     return summary
-
-
-def _settled(event: Event) -> dict[str, Any]:
-    return {
-        "abandonment": _decode_wire(event.raw).context.abandonment, "verb": event.verb, "event_id": event.event_id,
-    }  # fmt: skip
