@@ -32,10 +32,11 @@ _INSERT = (
     "next_at, attempts, reason, changed_at) VALUES (:event_id, :state, :log, :generation, :partition, :offset, "
     ":recipient_type, :recipient_id, :not_after, 0, 0, :reason, :changed_at) ON CONFLICT (event_id) "
 )
-_TAKE_IN = _INSERT + "DO NOTHING"
-_ADOPT = sa.text(
-    _INSERT + "DO UPDATE SET state = excluded.state, reason = excluded.reason, changed_at = excluded.changed_at"
+_TAKE_IN = _INSERT + (
+    "DO UPDATE SET recipient_type = excluded.recipient_type, recipient_id = excluded.recipient_id, "
+    "not_after = excluded.not_after WHERE delivery.not_after = 0"  # only the log `deliveries` knew of it
 )
+_ADOPT = sa.text(_INSERT + "DO NOTHING")
 _SETTLED = (
     "INSERT INTO settled (abandonment, verb, event_id) VALUES (:abandonment, :verb, :event_id) "
     "ON CONFLICT (abandonment, verb) DO NOTHING"
@@ -204,7 +205,10 @@ class Outbox:
             return
         with self._database.write() as connection:
             for line in tail[:whole].splitlines():
-                connection.execute(_ADOPT, [_row_of(orjson.loads(line))])
+                event = orjson.loads(line)
+                obj = event["object"]
+                connection.execute(_ADOPT, [_row_of(event)])
+                self._update(connection, obj["id"], state=event["verb"], reason=obj.get("reason", ""))
             connection.execute(_SET_END, [{"log": self.log, "partition": partition, "end": end + whole}])
 
     def _set(self, mail: Mail, **values: Any) -> None:
