@@ -41,10 +41,11 @@ _INSERT = (
     "next_at, attempts, reason, changed_at) VALUES (:event_id, :state, :log, :generation, :partition, :offset, "
     ":recipient_type, :recipient_id, :not_after, 0, 0, :reason, :changed_at) ON CONFLICT (event_id) "
 )
-_TAKE_IN = _INSERT + "DO NOTHING"
-_ADOPT = sa.text(
-    _INSERT + "DO UPDATE SET state = excluded.state, reason = excluded.reason, changed_at = excluded.changed_at"
+_TAKE_IN = _INSERT + (
+    "DO UPDATE SET recipient_type = excluded.recipient_type, recipient_id = excluded.recipient_id, "
+    "not_after = excluded.not_after WHERE delivery.not_after = 0"  # only the log `deliveries` knew of it
 )
+_ADOPT = sa.text(_INSERT + "DO NOTHING")
 _SETTLED = (
     "INSERT INTO settled (abandonment, verb, event_id) VALUES (:abandonment, :verb, :event_id) "
     "ON CONFLICT (abandonment, verb) DO NOTHING"

@@ -84,6 +84,11 @@ def settings_of(home: Path) -> dict[str, str]:
     return {"home": str(home)} | ({"database_url": _urls[home]} if home in _urls else {})
 
 
+def use_database(home: Path, url: str) -> None:
+    """Have the database of a HOME elsewhere, until the test that asks for `database` next ends."""
+    _urls[home] = url
+
+
 @pytest.fixture
 def make_store(tmp_path: Path, database: str) -> Iterator[Callable[..., Store]]:
     """Make a store on a HOME under the test's folder, with settings of the test's own."""

@@ -245,6 +245,7 @@ class TestSuppressed:
         assert server.sessions == 0
         assert outcomes(store) == [("SUPPRESSED", reason)]
 
+    @pytest.mark.only("sqlite")
     @pytest.mark.parametrize("allow", [["ANN@example.com"], ["@Example.COM"], ["bob@x.org", "ann@example.com"], []])
     def test_who_is_on_the_list_gets_it(self, make_store: MakeStore, allow: list[str]) -> None:
         with SmtpServer() as server:
@@ -318,6 +319,7 @@ class TestSuppressed:
         assert done[0].states == {"SENT": 1}
 
 
+@pytest.mark.only("sqlite")  # about the mail server's answers
 class TestTemporary:
     def _waits(self, store: Store, reason: str) -> None:
         summary = deliver(store)
@@ -405,6 +407,7 @@ class TestTemporary:
         assert verb == "SUPPRESSED"
         assert reason == f"too old: past its not_after; last try: 127.0.0.1:{server.port}: refused MAIL: 451 later"
 
+    @pytest.mark.only("sqlite", "postgresql")
     def test_a_mail_that_waits_holds_back_no_other(self, make_store: MakeStore) -> None:
         with SmtpServer([Fault("mail", "451 later"), None, Fault("rcpt", "550 no"), None]) as server:
             store = make_store(mail_url=server.url)
@@ -418,6 +421,7 @@ class TestTemporary:
 
 
 class TestPermanentAndUnknown:
+    @pytest.mark.only("sqlite")
     @pytest.mark.parametrize("step", ["mail", "rcpt", "data", "body"])
     def test_a_mail_that_is_refused_for_good_has_failed_and_is_not_tried_again(
         self, make_store: MakeStore, step: Any
@@ -434,6 +438,7 @@ class TestPermanentAndUnknown:
         assert reason.endswith(": 550 5.1.1 no <[address]> here")
         assert server.inbox == []
 
+    @pytest.mark.only("sqlite")
     @pytest.mark.parametrize(
         "email", ["ann", "ann@example.com, bob@example.com", "ann@example.com\nBcc: eve@example.com"]
     )

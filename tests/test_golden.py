@@ -8,17 +8,19 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import SHARED, afterlog, log_bytes, needs_shared
+from tests.conftest import SHARED, afterlog, log_bytes, needs_shared, use_database
 
 pytestmark = needs_shared
 
 GOLDEN = SHARED / "golden"
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def home(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """A HOME in which the golden log was appended, processed and delivered."""
     home = tmp_path_factory.mktemp("golden") / "home"
+    if request.param == "postgresql":
+        use_database(home, request.getfixturevalue("postgres").create())
     done(home, "append", "events", str(GOLDEN / "events.jsonl"))
     done(home, "process", "--as-of", "log-end", "--no-prefect")
     done(home, "deliver", "--no-prefect")
