@@ -30,7 +30,7 @@ def open_run(flow: str, final: FinalTick | None = None) -> Iterator[Run]:
         UsageError: a worker started it in a folder of its own, and HOME is relative to that.
     """
     settings = load_settings()
-    if deployment.id and not settings.home.is_absolute():
+    if not settings.home.is_absolute() and deployment.id:  # in this order: Prefect may ask the server for the second
         raise UsageError(
             "HOME is relative, and a worker's run starts in a folder of its own", found=str(settings.home),
             do="Set AFTERLOG_HOME to an absolute path where the worker starts",

@@ -29,9 +29,9 @@ PROCESSORS = {"quarantine", "derive", "abandonment", "anomalies", "normalise"}
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     started = Up(tmp_path_factory.mktemp("up"), crashed_after="45s")
     try:
-        wait_for(lambda: (started.home / "prefect" / "api-url").is_file(), 180)
+        wait_for(lambda: (started.home / "prefect" / "api-url").is_file(), 300)
         wait_for(
-            lambda: started.api.runs("process/shift", "RUNNING") and started.api.runs("react/shift", "RUNNING"), 120
+            lambda: started.api.runs("process/shift", "RUNNING") and started.api.runs("react/shift", "RUNNING"), 240
         )
         yield started
     finally:
