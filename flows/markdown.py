@@ -43,7 +43,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def run_link() -> str:
-    """A link to the current run; the UI opens it in place."""
+    """A link to the current run, by its path alone: it holds wherever the UI is served."""
     return f"[this run](/runs/flow-run/{flow_run.id})"
 
 

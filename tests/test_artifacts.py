@@ -160,10 +160,10 @@ def test_a_shift_says_what_it_follows_and_tells_on_its_way(home: Path, server: s
     shift = start_shift("process", server, tmp_path / "shift.log")
     try:
         newest = {"flows": {"name": {"any_": ["process"]}}, "sort": "START_TIME_DESC", "limit": 1}
-        wait_for(lambda: "following" in api(server, "/flow_runs/filter", **newest)[0]["name"])
+        wait_for(lambda: "following" in api(server, "/flow_runs/filter", **newest)[0]["name"], 180)
         run = api(server, "/flow_runs/filter", **newest)[0]
         assert run["name"] == "process following events/0 from 0"
-        wait_for(lambda: {"process", "abandoned-baskets"} <= set(artifacts_of(server, run["id"])))
+        wait_for(lambda: {"process", "abandoned-baskets"} <= set(artifacts_of(server, run["id"])), 90)
         assert "at work." in artifacts_of(server, run["id"])["process"]
     finally:
         shift.terminate()
