@@ -21,7 +21,9 @@ SAME = (
     "paused", "concurrency_limit", "concurrency_options", "infra_overrides", "job_variables",
 )  # fmt: skip
 SEED = (PREFECT_YAML.parent / "seed.jsonl").read_bytes()
-NAMES = {"process/shift", "react/shift", "process/by-hand", "react/by-hand"}
+NAMES = {
+    "process/shift", "react/shift", "process/by-hand", "react/by-hand", "brake/by-hand", "quarantine-retry/by-hand",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

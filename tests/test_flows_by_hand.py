@@ -15,11 +15,9 @@ from storage.door import append_lines
 from storage.settings import load_settings
 from storage.store import Store
 from storage.times import now
-from tests import test_flows
 from tests.conftest import afterlog, log_bytes
 from tests.test_brake import states, submit
 
-home, server = test_flows.home, test_flows.server  # its fixtures
 TORN = b'{"subject":{"id":2},"verb":'
 FIXED = '{"subject":{"id":2},"verb":"FIXED","context":{"at":1650549837170}}'
 
