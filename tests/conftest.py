@@ -68,10 +68,11 @@ def database(request: pytest.FixtureRequest) -> Iterator[str]:
         cluster: Cluster = request.getfixturevalue("postgres")
         _new_url.append(cluster.create)
     yield kind
-    for url in _urls.values():
-        cluster.drop(url)
+    urls = [url for url in _urls.values() if kind == "postgresql"]
     _new_url.clear()
     _urls.clear()
+    for url in urls:
+        cluster.drop(url)
 
 
 _new_url: list[Callable[[], str]] = []

@@ -115,10 +115,22 @@ def test_no_command_shows_or_keeps_the_mail_password_whatever_becomes_of_a_mail(
 @pytest.mark.parametrize(
     ("url", "sentence"),
     [
-        (f"postgresql+none://ann:{SECRET}@127.0.0.1/db", "AFTERLOG_DATABASE_URL: Can't load plugin"),
-        (f"ann:{SECRET}@127.0.0.1", "AFTERLOG_DATABASE_URL: Could not parse SQLAlchemy URL"),
-        (f"mysql://ann:{SECRET}@127.0.0.1/db", "AFTERLOG_DATABASE_URL: its driver is not installed: MySQLdb"),
-        (f"postgresql://ann:{SECRET}@h:{SECRET}/db", "AFTERLOG_DATABASE_URL: a port that is no number"),
+        (
+            f"postgresql+none://ann:{SECRET}@127.0.0.1/db",
+            "AFTERLOG_DATABASE_URL: no URL of a database that Afterlog knows: it is of another kind",
+        ),
+        (
+            f"ann:{SECRET}@127.0.0.1",
+            "AFTERLOG_DATABASE_URL: no URL of a database that Afterlog knows: it cannot be read",
+        ),
+        (
+            f"mysql://ann:{SECRET}@127.0.0.1/db",
+            "AFTERLOG_DATABASE_URL: no URL of a database that Afterlog knows: it is of another kind",
+        ),
+        (
+            f"postgresql://ann:{SECRET}@h:{SECRET}/db",
+            "AFTERLOG_DATABASE_URL: no URL of a database that Afterlog knows: it cannot be read",
+        ),
         (f"sqlite:////nowhere/at/all.db?password={SECRET}", "sqlite:////nowhere/at/all.db: the database refused"),
     ],
 )
