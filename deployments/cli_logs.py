@@ -26,7 +26,7 @@ from tasks.topology import DELIVERIES, build_topology
 _CHUNK = 1 << 20
 
 
-def append(log: str, file: str = "-") -> None:
+def append(log: str, file: Annotated[str, Parameter(allow_leading_hyphen=True)] = "-") -> None:
     """Append the lines of FILE to LOG, exactly as they are.
 
     The lines are durable when this ends. A line whose event.inserted_at lies too far ahead of the wall clock goes to the

@@ -217,6 +217,15 @@ class TestAppendAndRead:
         assert command("append", "events", "lines") == (0, b"", "4 lines appended to events\n")
         assert command("read", "events") == (0, whole + b"\n", "")
 
+    @pytest.mark.parametrize("arguments", [("events",), ("events", "-")])
+    def test_lines_come_from_standard_input_also_where_it_is_named(
+        self, tmp_path: Path, arguments: tuple[str, ...]
+    ) -> None:
+        line = b'{"subject":{"id":1},"verb":"X","context":{"at":1650549837169}}\n'
+        done = afterlog(tmp_path, "append", *arguments, stdin=line)
+        assert (done.returncode, done.stderr) == (0, b"1 lines appended to events\n")
+        assert log_bytes(tmp_path, "events") == line
+
     def test_an_empty_file_is_appended_without_a_word_of_complaint(self, command: Command, tmp_path: Path) -> None:
         (tmp_path / "lines").write_bytes(b"")
         assert command("append", "events", "lines") == (0, b"", "0 lines appended to events\n")
