@@ -205,7 +205,7 @@ def test_the_form_runs_process_to_a_time_and_its_artifact_has_the_numbers_of_sta
         lambda: (runs := site.runs("process"))[0]["state_type"] == "COMPLETED" and len(runs) > before and runs
     )[0]
     assert run["parameters"]["as_of"] == as_of
-    assert re.search(r": 2 read, \d+ to baskets, 4 to anomalies$", run["name"])
+    assert re.search(r": 2 read, \d+ to baskets, \d+ to anomalies$", run["name"])
     assert {"by-hand", "baskets", "events"} <= set(run["tags"])
     artifact = site.artifact("process")
     assert artifact["flow_run_id"] == run["id"]
