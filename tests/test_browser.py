@@ -135,8 +135,7 @@ def test_runs_are_named_by_range_and_outcome_and_lead_to_their_graph_and_artifac
     wide.open("/runs", run["name"])
     wide.keep("runs")
     wide.page.get_by_text(run["name"]).first.click()
-    wide.page.get_by_role("heading", name=run["name"]).or_(wide.page.get_by_text(run["name"])).first.wait_for()
-    assert f"/runs/flow-run/{run['id']}" in wide.page.url
+    wide.page.wait_for_url(f"**/runs/flow-run/{run['id']}**", timeout=20_000)
     graph = wide.page.locator("canvas").first
     graph.wait_for(timeout=20_000)
     assert graph.bounding_box()["width"] > 0.5 * wide.page.viewport_size["width"]
