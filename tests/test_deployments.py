@@ -75,6 +75,9 @@ def test_a_runner_and_a_worker_register_the_same_and_do_the_same(server: str, tm
         home = tmp_path / way
         assert afterlog(home, "append", "events", stdin=SEED).returncode == 0
         env = plain_environment(home, PREFECT_API_URL=server, PREFECT_HOME=str(tmp_path / "prefect"))
+        env["AFTERLOG_SHIFT_LONGEST"] = (
+            "8s"  # a worker that is to end waits for the shift that its schedule began meanwhile
+        )
         command = [sys.executable, "-m", "deployments.serve"]
         if way == "worker":
             pool = [*PREFECT, "work-pool", "create", "afterlog", "--type", "process"]
