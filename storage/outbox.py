@@ -200,7 +200,7 @@ class Outbox:
 
     def contact(self, mail: Mail) -> Contact | None:
         """Where the recipient of a mail is reached."""
-        wanted = sa.select(Contact.email, Contact.unsubscribed).where(  # type: ignore[call-overload]
+        wanted = sa.select(Contact.email, Contact.unsubscribed).where(  # type: ignore[call-overload]  # SQLModel's columns are plain values to the types
             Contact.type == mail.recipient_type, Contact.id == mail.recipient_id
         )
         with self._database.read() as connection:
@@ -211,13 +211,13 @@ class Outbox:
 
     def settled_by(self, abandonment: str) -> set[str]:
         """Which verbs the log has shown for an abandonment since it was flagged."""
-        wanted = sa.select(Settled.verb).where(Settled.abandonment == abandonment)  # type: ignore[call-overload]
+        wanted = sa.select(Settled.verb).where(Settled.abandonment == abandonment)  # type: ignore[call-overload]  # SQLModel's columns are plain values to the types
         with self._database.read() as connection:
             return set(connection.scalars(wanted))
 
     def ordered_since(self, customer: str, at: int) -> int | None:
         """When a customer ordered after `at`, by the rows of `normalise`; None if never."""
-        wanted = sa.select(sa.func.min(Order.at)).where(Order.customer == customer, Order.at > at)  # type: ignore[arg-type]
+        wanted = sa.select(sa.func.min(Order.at)).where(Order.customer == customer, Order.at > at)  # type: ignore[arg-type]  # SQLModel's columns are plain values to the types
         with self._database.read() as connection:
             return connection.scalar(wanted)
 

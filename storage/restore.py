@@ -106,7 +106,7 @@ def mark_restored(database: Database, store: Store, derived: set[str]) -> int:
     A mail without an outcome may have been sent since: the log `deliveries` may still know, else a person must.
     """
     table: sa.Table = Delivery.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
-    moment: sa.Table = RestoredRow.__table__  # type: ignore[attr-defined]
+    moment: sa.Table = RestoredRow.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
     at, ends = now(), _ends(store, derived)
     open_ones = table.c.state.not_in([SENT, SUPPRESSED, FAILED, UNKNOWN])
     with database.write() as connection:

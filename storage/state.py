@@ -38,7 +38,7 @@ class StateStore(Generic[S]):
         with database.read() as connection:
             mine = State.checkpoint == checkpoint
             # While nothing was ever evicted, what is not in memory is not in the database either.
-            self._complete = connection.execute(sa.select(sa.literal(1)).where(mine).limit(1)).first() is None  # type: ignore[arg-type]
+            self._complete = connection.execute(sa.select(sa.literal(1)).where(mine).limit(1)).first() is None  # type: ignore[arg-type]  # SQLModel's columns are plain values to the types
         self.earliest = self._earliest()
 
     def get(self, key: str) -> S | None:
@@ -84,8 +84,8 @@ class StateStore(Generic[S]):
         """The states due before `bound`, by due and rank, at most `limit`; what is not committed yet is not found."""
         with self._database.read() as connection:
             rows = connection.execute(
-                sa.select(State.key, State.value)  # type: ignore[call-overload]
-                .where(State.checkpoint == self._checkpoint, State.due < bound)  # type: ignore[operator]
+                sa.select(State.key, State.value)  # type: ignore[call-overload]  # SQLModel's columns are plain values to the types
+                .where(State.checkpoint == self._checkpoint, State.due < bound)  # type: ignore[operator]  # SQLModel's columns are plain values to the types
                 .order_by(State.due, State.rank)
                 .limit(limit)
             ).all()
@@ -130,7 +130,7 @@ class StateStore(Generic[S]):
         return found
 
     def _earliest(self) -> int | None:
-        wanted = sa.select(sa.func.min(State.due)).where(State.checkpoint == self._checkpoint)  # type: ignore[arg-type]
+        wanted = sa.select(sa.func.min(State.due)).where(State.checkpoint == self._checkpoint)  # type: ignore[arg-type]  # SQLModel's columns are plain values to the types
         with self._database.read() as connection:
             found = connection.scalar(wanted)
         return None if found is None else int(found)

@@ -142,7 +142,7 @@ def follow(run: Run, name: str) -> Summary:
 
 def positions(store: Store) -> list[Position]:
     """Every checkpoint, as it is committed."""
-    table: sa.Table = Checkpoint.__table__  # type: ignore[attr-defined]
+    table: sa.Table = Checkpoint.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
     with store.database.read() as connection:
         rows = connection.execute(sa.select(table).order_by(table.c.id)).mappings().all()
     return [Position(**{key: value for key, value in row.items() if key != "committed_at"}) for row in rows]

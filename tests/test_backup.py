@@ -49,7 +49,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Command:
 def states(store: Store) -> dict[str, str]:
     """What became of each mail, by its row; the log must say the same of those that are settled."""
     with store.database.read() as connection:
-        rows = connection.execute(sa.select(Delivery.__table__)).mappings().all()  # type: ignore[attr-defined]
+        rows = connection.execute(sa.select(Delivery.__table__)).mappings().all()  # type: ignore[attr-defined]  # SQLModel hides it
     found = {row["event_id"]: row["state"] for row in rows}
     logged = {e["object"]["id"]: e["verb"] for e in map(json.loads, log_bytes(store.home, "deliveries").splitlines())}
     assert {id: state for id, state in found.items() if state != "WAITING"} == logged

@@ -97,7 +97,7 @@ def outcomes(store: Store) -> list[tuple[str, str]]:
 def row(store: Store) -> dict[str, Any]:
     """The one mail's row."""
     with store.database.read() as connection:
-        return dict(connection.execute(sa.select(Delivery.__table__)).mappings().one())  # type: ignore[attr-defined]
+        return dict(connection.execute(sa.select(Delivery.__table__)).mappings().one())  # type: ignore[attr-defined]  # SQLModel hides it
 
 
 def make_due(store: Store) -> None:

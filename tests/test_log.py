@@ -396,7 +396,7 @@ class TestPartitions:
 
     @pytest.mark.parametrize(
         "name",
-        ["..", "../up", "a/b", "", ".hidden", "Events", "x" * 65, "a..b", "é", "clock@2", "events\n", "/tmp", "a\x00"],  # noqa: S108
+        ["..", "../up", "a/b", "", ".hidden", "Events", "x" * 65, "a..b", "é", "clock@2", "events\n", "/tmp", "a\x00"],  # noqa: S108  # a name, no path
     )
     def test_a_name_that_could_lead_out_of_home_is_refused(self, store: Store, tmp_path: Path, name: str) -> None:
         before = sorted(tmp_path.rglob("*"))

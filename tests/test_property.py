@@ -108,7 +108,7 @@ def histories(draw: st.DrawFn, *, ahead: bool = True) -> list[Step]:
 @st.composite
 def lines(draw: st.DrawFn, who: int, clock: int, last: int) -> tuple[bytes, int, int]:
     """A good line in one of its many spellings, when the log took it, and when it happened."""
-    pick = lambda options: draw(st.sampled_from(options))  # noqa: E731  # it reads better in what follows
+    pick = lambda options: draw(st.sampled_from(options))  # noqa: E731  # a word for what follows  # it reads better in what follows
     verb, how = pick(VERBS), pick(["now", "now", "edge", "edge", "late", "late", "long", "old", "skewed"])
     stamp = at = clock + pick(PASSED)
     if how == "edge":  # of what has been since this customer was last seen
@@ -148,7 +148,7 @@ def lines(draw: st.DrawFn, who: int, clock: int, last: int) -> tuple[bytes, int,
 @st.composite
 def items(draw: st.DrawFn) -> str:
     """An item with some of its fields."""
-    pick = lambda options: draw(st.sampled_from(options))  # noqa: E731
+    pick = lambda options: draw(st.sampled_from(options))  # noqa: E731  # a word for what follows
     return _object(
         id=pick(["3", "3", '"3"', "4", '"a b"']), name=pick([None, '"Pear"', '"<é>"']), price=pick(PRICES),
         count=pick(COUNTS), color=pick([None, None, "[1.0, 2]"]),

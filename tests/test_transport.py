@@ -205,7 +205,7 @@ class TestSmtp:
         assert raised.value.permanent is True
 
     def test_an_error_survives_pickling(self) -> None:
-        copy = pickle.loads(pickle.dumps(NotSent("why", permanent=True)))  # noqa: S301
+        copy = pickle.loads(pickle.dumps(NotSent("why", permanent=True)))  # noqa: S301  # its own bytes
         assert (str(copy), copy.reason, copy.permanent) == ("why", "why", True)
 
 
