@@ -58,6 +58,8 @@ class Target:
     log: str
     writer: DerivedWriter
     end: int
+    spilled: int = 0
+    """How many bytes beyond `end` are written ahead of their commit."""
 
 
 @dataclass
@@ -97,25 +99,43 @@ def commit(
     reached("commit-begun")
     source.sync(position.offset)
     reached("source-synced")
-    data = b"".join(pending.lines)
     cut = 0
     may_differ = position.changed_at == position.commit
-    if target is not None and (data or may_differ):
-        cut = target.writer.extend(target.end, data, may_differ=may_differ)
+    if target is not None and (pending.lines or target.spilled or may_differ):
+        cut = _write_ahead(target, pending.lines, may_differ=may_differ, durable=True)
     with database.write() as connection:
         _swap(connection, position, 1)
         if pending.states is not None:
             pending.states.write(connection)
         for sql, rows in pending.statements:
             connection.execute(sa.text(sql), list(rows))
-        if target is not None and data:
+        if target is not None and target.spilled:
             end = {"log": target.log, "generation": position.generation, "partition": position.partition}
-            connection.execute(_SET_END, [{**end, "end": target.end + len(data)}])
+            connection.execute(_SET_END, [{**end, "end": target.end + target.spilled}])
         reached("transaction-ready")
     reached("committed")
     position.commit += 1
     if target is not None:
-        target.end += len(data)
+        target.end, target.spilled = target.end + target.spilled, 0
+    return cut
+
+
+def spill(target: Target, position: Position, lines: list[bytes]) -> int:
+    """Write derived bytes ahead of their commit, so that memory need not hold them; gives how many bytes of a tail were cut.
+
+    They lie beyond the committed end, where no reader of ours looks and where a crash leaves bytes too: what is given
+    again is compared with them.
+
+    Raises:
+        NondeterminismError: an unconfirmed tail holds other bytes.
+    """
+    return _write_ahead(target, lines, may_differ=position.changed_at == position.commit, durable=False)
+
+
+def _write_ahead(target: Target, lines: list[bytes], *, may_differ: bool, durable: bool) -> int:
+    data = b"".join(lines)
+    cut = target.writer.extend(target.end + target.spilled, data, may_differ=may_differ, durable=durable)
+    target.spilled += len(data)
     return cut
 
 

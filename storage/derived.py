@@ -28,8 +28,10 @@ class DerivedWriter:
         self.directory, self.name, self.limit, self.daily = directory, name, limit, daily
         make_directory(directory)
 
-    def extend(self, end: int, data: bytes, *, may_differ: bool) -> int:
-        """Have `data` durably at offset `end`, the committed end, and give how many bytes of a tail were cut.
+    def extend(self, end: int, data: bytes, *, may_differ: bool, durable: bool = True) -> int:
+        """Have `data` at offset `end`, all before it committed or given, and say how many bytes of a tail were cut.
+
+        Where it is to be `durable`, so is all that was written before it.
 
         Bytes that are there already must be the same. Only where `may_differ` (code or settings changed in between) is
         a tail that differs cut instead.
@@ -52,7 +54,7 @@ class DerivedWriter:
                 cut = left - len(data)  # the version before went further; what comes next may be other than that
                 self._cut(end + len(data))
             try:
-                self._write(end + same, data[same:])
+                self._write(end + same, data[same:], durable=durable)
             except OSError as error:
                 raise AfterlogError(f"cannot write: {error.strerror}", where=str(self.directory)) from error
         return cut
@@ -88,7 +90,7 @@ class DerivedWriter:
             done += len(piece)
         return done
 
-    def _write(self, at: int, data: bytes) -> None:
+    def _write(self, at: int, data: bytes, *, durable: bool) -> None:
         segments = list_segments(self.directory)
         newest = segments[-1] if segments else create_segment(self.directory, 0)
         state = newest.path.stat()
@@ -102,9 +104,10 @@ class DerivedWriter:
             while done < len(data):
                 done += os.write(handle, data[done:] if done else data)
             reached("derived-written")
-            os.fsync(handle)
-            fsync_directory(self.directory)
-            reached("derived-synced")
+            if durable:
+                os.fsync(handle)
+                fsync_directory(self.directory)
+                reached("derived-synced")
         finally:
             os.close(handle)
 

@@ -125,10 +125,11 @@ class Settings(BaseSettings):
     commit_bytes: int = Field(64 << 20, ge=1)
     commit_every: Duration = 2_000
     batch_bytes: int = Field(512 << 10, ge=1)
+    spill_bytes: int = Field(4 << 20, ge=1)
     retry_delay: Duration = 1_000
     shift_every: Duration = 300_000
     shift_longest: Duration = 900_000
-    cache_keys: int = Field(20_000, ge=1)
+    cache_keys: int = Field(100_000, ge=1)
 
     crashed_after: Duration = 90_000
     """A run that gives no heartbeat for so long counts as dead. Heartbeats come every 30 s."""

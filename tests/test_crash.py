@@ -140,7 +140,7 @@ def hits(database: str) -> int:
 @pytest.mark.parametrize("step", COMMIT)
 def test_a_kill_at_any_step_of_a_commit_changes_nothing_of_what_comes_out(home: Path, hits: int, step: str) -> None:
     append(home, example(2000))
-    small = {"batch_bytes": 3000, "commit_bytes": 9000, "segment_bytes": 20_000}
+    small = {"batch_bytes": 3000, "commit_bytes": 9000, "spill_bytes": 1500, "segment_bytes": 20_000}
     command = ("process", "--as-of", "log-end", "--no-prefect")
     before = []
     for nth in random.Random(step).sample(range(1, 1 + hits), hits):

@@ -304,14 +304,17 @@ def spelt(event: dict[str, Any]) -> str:
     history=histories(),
     batch=st.sampled_from([1, 200, 1000, 4 << 20]),
     commit=st.sampled_from([1, 300, 2000, 64 << 20]),
+    spill=st.sampled_from([1, 1000, 4 << 20]),
     segment=st.sampled_from([1, 500, 5000, 64 << 20]),
     keys=st.sampled_from([1, 2, 20_000]),
 )
 @thorough
 def test_any_cuts_and_crashes_give_what_an_undisturbed_run_gives_and_the_contract_asks_for(
-    history: list[Step], batch: int, commit: int, segment: int, keys: int
+    history: list[Step], batch: int, commit: int, spill: int, segment: int, keys: int
 ) -> None:
-    with fresh(batch_bytes=batch, commit_bytes=commit, segment_bytes=segment, cache_keys=keys) as shop:
+    with fresh(
+        batch_bytes=batch, commit_bytes=commit, spill_bytes=spill, segment_bytes=segment, cache_keys=keys
+    ) as shop:
         shop.live(history)
         shop.tick(history[-1].as_of)
         shop.process()
