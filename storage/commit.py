@@ -85,8 +85,8 @@ def load_position(database: Database, processor: str, generation: int, log: str,
 
 def commit(
     database: Database, source: PartitionReader, target: Target | None, position: Position, pending: Pending
-) -> int:
-    """Make `pending` and `position` durable, as one; gives how many bytes of an unconfirmed tail were cut.
+) -> str:
+    """Make `pending` and `position` durable, as one; says what was cut of an unconfirmed tail and why, if anything.
 
     `position.commit` is the number that was read; it is raised by one.
 
@@ -98,9 +98,10 @@ def commit(
     source.sync(position.offset)
     reached("source-synced")
     data = b"".join(pending.lines)
-    cut = 0
+    cut = ""
     may_differ = position.changed_at == position.commit
     if target is not None and (data or may_differ):
+        _check_current(database, position)
         cut = target.writer.extend(target.end, data, may_differ=may_differ)
     with database.write() as connection:
         _swap(connection, position, 1)
@@ -149,9 +150,22 @@ def _swap(connection: sa.Connection, position: Position, raised: int) -> None:
         sa.update(table).where(*mine).values(**values, commit=position.commit + raised, committed_at=now())
     )
     if done.rowcount != 1:
-        raise ConflictError(
-            "another run has committed since this one read its checkpoint",
-            where=f"processor {position.processor}, {position.log}/{position.partition}",
-            expected=f"commit number {position.commit}",
-            do="This run has changed nothing; the other one goes on",
-        )
+        raise _conflict(position)
+
+
+def _check_current(database: Database, position: Position) -> None:
+    """See that the swap would succeed, before the derived log is touched: beyond its end may lie another run's bytes."""
+    table: sa.Table = Checkpoint.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
+    mine = (table.c.id == position.id, table.c.generation == position.generation)
+    with database.read() as connection:
+        if connection.scalar(sa.select(table.c.commit).where(*mine)) != position.commit:
+            raise _conflict(position)
+
+
+def _conflict(position: Position) -> ConflictError:
+    return ConflictError(
+        "another run has committed since this one read its checkpoint",
+        where=f"processor {position.processor}, {position.log}/{position.partition}",
+        expected=f"commit number {position.commit}",
+        do="This run has changed nothing; the other one goes on",
+    )

@@ -168,10 +168,7 @@ class PartitionFollower:
         cut = commit(self.run.store.database, self.reader, self.target, self.position, pending)
         self.states.committed()
         if cut:
-            self.run.notes.append(
-                f"{self.processor.name}: {cut} bytes that a crash had left unconfirmed were cut, since its code or "
-                "settings changed"
-            )
+            self.run.notes.append(f"{self.processor.name}: {cut}")
         self._out, self._pending_bytes, self._committed = self._new_output(), 0, self._marks()
 
     def _marks(self) -> tuple[int, ...]:
