@@ -127,11 +127,10 @@ class Actors:
 
     def process(self) -> None:
         """A run brings some processors to the end, or all, with a tick at its end or none."""
-        names = [n for n in self.world.topology.on_raw_logs() if self.random.random() < 0.7]
-        self.random.shuffle(names)
-        final = work.FinalTick(self.random.choice(["now", "log-end"])) if self.random.random() < 0.6 else None
+        names = self.random.sample([*self.world.topology.processors], self.random.choice([1, 1, 2, 3]))
+        final = work.FinalTick(self.random.choice(["now", "log-end"])) if self.random.random() < 0.4 else None
         self._count += 1
-        self.world.act(Process(f"run {self._count}"), lambda: self._to_end([*names, "remind"], final))
+        self.world.act(Process(f"run {self._count}"), lambda: self._to_end(names, final))
 
     def _to_end(self, names: list[str], final: work.FinalTick | None) -> None:
         run = self.world.run("run")
@@ -139,10 +138,10 @@ class Actors:
             work.process_to_end(run, name, None if name == "remind" else final)
 
     def finish(self) -> None:
-        """A run that brings everything to its end."""
-        final = work.FinalTick("now")
+        """A tick, and a run that brings everything to its end."""
+        self.tick()
         names = [*self.world.topology.on_raw_logs(), *self.world.topology.on_derived_logs()]
-        self.world.act(Process("last run"), lambda: self._to_end(names, final))
+        self.world.act(Process("last run"), lambda: self._to_end(names, None))
 
     def follow(self) -> None:
         """A shift follows: it begins, takes what is there, or ends."""
@@ -159,7 +158,7 @@ class Actors:
     def _follow(self, shift: Living) -> None:
         if shift.run is None:
             shift.run = self.world.run("shift")
-        for name in self.random.sample(list(self.world.topology.processors), 3):
+        for name in self.random.sample([*self.world.topology.processors], self.random.choice([1, 2, 3])):
             if name not in shift.followers:
                 if not shift.run.lock(name).try_acquire():
                     continue

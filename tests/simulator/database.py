@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.util import LRUCache
 
 from storage.database import Database, _begin_immediate, _configure_sqlite, _in_a_sentence
 from storage.settings import load_settings
@@ -29,18 +30,40 @@ class SimulatedDatabase(Database):
     @cached_property
     def engine(self) -> sa.Engine:
         engine = sa.create_engine(self.url, connect_args={"timeout": 0, "check_same_thread": False})
+        engine._compiled_cache = _COMPILED  # an engine a world: what SQLAlchemy has compiled serves them all
         sa.event.listen(engine, "connect", _configure_sqlite)
         sa.event.listen(engine, "connect", _do_not_wait)
         sa.event.listen(engine, "begin", _begin_immediate)
         sa.event.listen(engine, "before_cursor_execute", self._execute)
         return engine
 
+    @cached_property
+    def _writing(self) -> sa.Connection:
+        return self.engine.connect()  # kept: to get one costs more than most statements
+
+    @cached_property
+    def _reading(self) -> sa.Connection:
+        return self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        with _in_a_sentence(self.engine):
+            try:
+                yield self._reading
+            finally:
+                self._reading.rollback()
+
+    def dispose(self) -> None:
+        for connection in (self._writing, self._reading):
+            connection.close()
+        super().dispose()
+
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         with _in_a_sentence(self.engine):
             self._pass("begin")
-            with self.engine.begin() as connection:
-                yield connection
+            with self._writing.begin():
+                yield self._writing
                 self._pass("commit")
             how = self.disk.enter("committed", "")
             if how == "unheard":
@@ -55,6 +78,9 @@ class SimulatedDatabase(Database):
         if how == "refused":
             raise _refusal("database is locked")
         self.disk.leave(how)  # dead is dead, before a statement or after it
+
+
+_COMPILED: LRUCache[Any, Any] = LRUCache(1_000)
 
 
 def _refusal(said: str) -> sa.exc.OperationalError:

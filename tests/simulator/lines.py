@@ -6,6 +6,8 @@ import json
 from random import Random
 from typing import Any
 
+import orjson
+
 _MINUTE, _DAY = 60_000, 86_400_000
 _VERBS = ["ADDED_ITEM_TO_BASKET"] * 5 + ["VIEWED_ITEM", "REMOVED_ITEM_FROM_BASKET", "ORDERED", "ORDERED", "ORDER_COMPLETED"]
 _LATE = [0, 0, 0, 1, _MINUTE, 10 * _MINUTE, 31 * _MINUTE, _DAY, 8 * _DAY, 31 * _DAY]
@@ -48,10 +50,11 @@ class Lines:
 
 
 def tag_of(line: bytes) -> int | None:
-    """The tag of a line; None where it has none."""
-    start = line.find(b'"tag"')
-    if start < 0:
+    """The tag of a line; None where it has none, as one that is torn."""
+    if b'"tag"' not in line:
         return None
-    digits = line[start + 5 :].lstrip(b": ")
-    end = next((i for i, byte in enumerate(digits) if not 48 <= byte <= 57), len(digits))
-    return int(digits[:end]) if end < len(digits) else None
+    try:
+        tag: int = orjson.loads(line)["context"]["tag"]
+    except orjson.JSONDecodeError:
+        return None
+    return tag

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import stat
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ class Seam:
         self._next = _FIRST
         self._real = SimpleNamespace(**{name: getattr(os, name) for name in _CALLS}, flock=fcntl.flock)
         self._passing = False
+        self._orphans: set[int] = set()
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -63,8 +65,16 @@ class Seam:
         """A process is no more: its descriptors are closed, and so its locks are free."""
         process.dead = True
         for number in sorted(process.handles):
-            self._real.close(self._handles.pop(number).real)
+            handle = self._handles.pop(number)
+            self._real.close(handle.real)
+            if handle.appends:
+                self._orphans.add(number)
         process.handles.clear()
+
+    def let_go(self) -> None:
+        """Have Python close what it would close some time later, when nobody would know these descriptors any more."""
+        if self._orphans:
+            gc.collect()
 
     def _is_ours(self, path: Any) -> bool:
         return not self._passing and os.fspath(path).startswith(self.home) if not isinstance(path, int) else False
@@ -98,7 +108,9 @@ class Seam:
     def _close(self, number: int) -> None:
         if number < _FIRST:
             self._real.close(number)
-        elif (handle := self._handles.pop(number, None)) is not None:  # else it went with its process
+            return
+        self._orphans.discard(number)
+        if (handle := self._handles.pop(number, None)) is not None:  # else it went with its process
             if handle.process is not None:
                 handle.process.handles.discard(number)
             self._real.close(handle.real)
