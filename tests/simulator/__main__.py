@@ -20,11 +20,13 @@ def main(first: int, steps: int, seeds: int) -> int:
     if seeds == 1:
         print("\n".join(outcome.trace))
     cost = (time.process_time() - began) / seeds
-    print(f"{seeds} seeds from {first} of {steps} steps: every promise held; {cost * 1000:.0f} ms CPU a seed, "
-          f"last checksum {outcome.digest:08x}")
+    print(
+        f"{seeds} seeds from {first} of {steps} steps: every promise held; {cost * 1000:.0f} ms CPU a seed, "
+        f"last checksum {outcome.digest:08x}"
+    )
     return 0
 
 
 if __name__ == "__main__":
     given = [int(word) for word in sys.argv[1:]]
-    sys.exit(main(*given, *(1, STEPS, 1)[len(given):]))
+    sys.exit(main(*given, *(1, STEPS, 1)[len(given) :]))

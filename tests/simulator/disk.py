@@ -169,14 +169,14 @@ class Disk:
 
     def leave(self, how: str) -> None:
         """A call has had its effect; a process that was to die after it dies now."""
-        if how.startswith(("kill", "power")):
+        if how.startswith(("kill", "power", "outage")):
             self.die(how.split()[0])
 
     def die(self, kind: str) -> None:
         """End the process that runs, or all of them."""
         assert self.process is not None
         self.process.dead = True
-        self.lost = self.lost or kind == "power"
+        self.lost = self.lost or kind != "kill"
         raise KilledError
 
     def folder_of(self, path: str) -> tuple[Folder, str]:
@@ -230,7 +230,9 @@ class Disk:
             return b""
         names = folder.durable if durable else folder.names
         found = [(name, file) for name, file in names.items() if file is not None and name.endswith(".jsonl")]
-        return b"".join(bytes(file.durable if durable else file.content) for _, file in sorted(found, key=lambda f: f[0]))
+        return b"".join(
+            bytes(file.durable if durable else file.content) for _, file in sorted(found, key=lambda f: f[0])
+        )
 
 
 FILES = {"open", "create", "read", "write", "pwrite", "fsync", "ftruncate", "mkdir", "unlink", "flock"}
@@ -238,6 +240,7 @@ STATEMENTS = {"begin", "execute", "commit"}
 CALLS = {
     "kill": FILES | STATEMENTS | {"committed", "connect", "quit"},
     "power": FILES | STATEMENTS | {"committed", "connect", "quit"},
+    "outage": {"fsync", "begin", "commit", "committed", "connect", "quit"},
     "eio": FILES - {"flock"},
     "enospc": {"create", "write", "pwrite", "mkdir"},
     "short": {"write"},
@@ -245,7 +248,8 @@ CALLS = {
     "unheard": {"committed"},
     "preempt": FILES,
 }
-"""Which calls a fault can befall. "unheard": it was committed, and the connection lost before anybody heard of it."""
+"""Which calls a fault can befall. "unheard": it was committed, and the connection lost before anybody heard of it. "outage": the
+power is lost where most hangs on the order of things."""
 
 
 def _apply(content: bytearray, at: int, data: bytes | None) -> None:

@@ -9,7 +9,13 @@ from typing import Any
 import orjson
 
 _MINUTE, _DAY = 60_000, 86_400_000
-_VERBS = ["ADDED_ITEM_TO_BASKET"] * 5 + ["VIEWED_ITEM", "REMOVED_ITEM_FROM_BASKET", "ORDERED", "ORDERED", "ORDER_COMPLETED"]
+_VERBS = ["ADDED_ITEM_TO_BASKET"] * 5 + [
+    "VIEWED_ITEM",
+    "REMOVED_ITEM_FROM_BASKET",
+    "ORDERED",
+    "ORDERED",
+    "ORDER_COMPLETED",
+]
 _LATE = [0, 0, 0, 1, _MINUTE, 10 * _MINUTE, 31 * _MINUTE, _DAY, 8 * _DAY, 31 * _DAY]
 _BAD = [
     b"", b"{", b"null", b'"\xff"', b"\x00\x00\x00", b'{"subject":{"id":true},"verb":"X","context":{"at":5}}',
@@ -30,7 +36,12 @@ class Lines:
         at = wall - pick(_LATE)
         if self._random.random() < 0.2:
             obj: dict[str, Any] = {"id": pick([900, 901, "902", 903, 999]), "body": "x" * pick([1, 5, 400])}
-            return {"subject": {"id": "UK"}, "verb": "SUBMIT_TAX", "object": obj, "context": {"at": at, "tag": self._tags}}
+            return {
+                "subject": {"id": "UK"},
+                "verb": "SUBMIT_TAX",
+                "object": obj,
+                "context": {"at": at, "tag": self._tags},
+            }
         verb = pick(_VERBS)
         item = {"id": pick([3, 4, "3"]), "price": pick([5, 1.5, None]), "count": pick([1, 2, 0])}
         obj = {"type": "BASKET", "value": pick([12.5, None])} if verb == "ORDERED" else {"type": "ITEM", "item": item}

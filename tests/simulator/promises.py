@@ -14,9 +14,7 @@ from tests.simulator.world import BrokenPromiseError, World
 
 DERIVED = ("quarantine", "reactions", "baskets", "anomalies", "reminders")
 TABLES = ("customer", "item", "orders", "order_line", "basket_line")
-_POSITIONS = (
-    'SELECT processor, log, partition, "offset", tick_offset, lines, processed, quarantined, ignored, derived FROM checkpoint'
-)
+_POSITIONS = 'SELECT processor, log, partition, "offset", tick_offset, lines, processed, quarantined, ignored, derived FROM checkpoint'
 
 
 class Promises:
@@ -49,7 +47,9 @@ class Promises:
             raise BrokenPromiseError(what)
 
     def _ends(self) -> dict[tuple[str, int], int]:
-        return {(log, part): end for log, part, end in self.world.rows('SELECT log, partition, "end" FROM committed_end')}
+        return {
+            (log, part): end for log, part, end in self.world.rows('SELECT log, partition, "end" FROM committed_end')
+        }
 
     def _nothing_rests_on_what_may_be_lost(self) -> None:
         """No checkpoint, tick or committed end lies beyond what an fsync has covered."""
@@ -57,7 +57,9 @@ class Promises:
         for processor, log, part, offset, tick_offset, lines, done, bad, ignored, _ in self.world.rows(_POSITIONS):
             needed[log, part] = max(needed.get((log, part), 0), offset)
             needed["clock", 0] = max(needed.get(("clock", 0), 0), tick_offset)
-            self._demand(lines == done + bad + ignored, f"{processor} read {lines}, and accounts for {done + bad + ignored}")
+            self._demand(
+                lines == done + bad + ignored, f"{processor} read {lines}, and accounts for {done + bad + ignored}"
+            )
         for (log, part), end in needed.items():
             there = self.world.disk.log(log, part, durable=False)[:end]
             self._demand(len(there) == end, f"{log}/{part} has {len(there)} bytes, and {end} were relied upon")
@@ -78,7 +80,9 @@ class Promises:
             there = logs.get((log, part))
             if there is None:
                 there = logs[log, part] = self.world.disk.log(log, part, durable=True)
-            self._demand(there.startswith(line, offset), f"{log}/{part}:{offset}: a confirmed line is not durable: {line!r}")
+            self._demand(
+                there.startswith(line, offset), f"{log}/{part}:{offset}: a confirmed line is not durable: {line!r}"
+            )
         tags = Counter(
             tag
             for part in range(self.world.settings.partitions)
@@ -125,7 +129,9 @@ class Promises:
                 self._demand(states[outcome["object"]["id"]] == outcome["verb"], f"a row does not say {line!r}")
         self._demand(set(states) == wanted, f"mails without an event, or events without a mail: {set(states) ^ wanted}")
         for event_id, state in states.items():
-            self._demand(outcomes[event_id] == (state != "WAITING"), f"{event_id} is {state}: {outcomes[event_id]} outcomes")
+            self._demand(
+                outcomes[event_id] == (state != "WAITING"), f"{event_id} is {state}: {outcomes[event_id]} outcomes"
+            )
             accepted = self.world.server.accepted[event_id]
             holds = accepted == 1 if state == "SENT" else accepted == 0 or state == "UNKNOWN"
             self._demand(holds, f"{event_id} is {state}, and was accepted {accepted} times")

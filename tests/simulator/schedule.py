@@ -18,7 +18,12 @@ _DEEDS = (
     + ["deliver"] * 4 + ["back_up", "restore"]
 )  # fmt: skip
 _MEANWHILE = ["append", "append", "tick", "process", "go_astray"]
-_FAULTS = ["kill"] * 5 + ["power"] * 3 + ["eio", "eio", "enospc", "enospc", "short", "refused", "refused", "unheard"]
+_FAULTS = (
+    ["kill"] * 5
+    + ["power"] * 2
+    + ["outage"] * 4
+    + ["eio", "eio", "enospc", "enospc", "short", "refused", "refused", "unheard"]
+)
 
 
 class FoundError(Exception):
@@ -57,7 +62,9 @@ def simulate(seed: int, steps: int = STEPS) -> Outcome:
             lived.end()
         except Exception as error:
             trace = "\n".join(lived.trace)
-            raise FoundError(f"seed {seed}, {len(lived.trace)} of {steps} steps: {error}\n{settings}\n{trace}") from error
+            raise FoundError(
+                f"seed {seed}, {len(lived.trace)} of {steps} steps: {error}\n{settings}\n{trace}"
+            ) from error
         return Outcome(made.disk.calls, made.disk.digest, lived.trace)
 
 
@@ -80,7 +87,7 @@ class _Schedule:
         at = self.random.randint(1, usual)
         if draw < 0.45:
             kind = self.random.choice(_FAULTS)
-            at = self.random.randint(1, max(usual // 3, 1)) if kind not in ("kill", "power") else at
+            at = self.random.randint(1, max(usual // 6, 2)) if kind not in ("kill", "power") else at
             disk.fault = Fault(kind, at, lasts=kind in ("enospc", "eio", "refused") and self.random.random() < 0.3)
         elif draw < 0.6:
             disk.fault = Fault("preempt", at)

@@ -185,8 +185,7 @@ class Seam:
             return found
         if (handle := self._handles.get(number)) is None:
             raise KilledError
-        found = self._real.fstat(handle.real)
-        return found
+        return self._real.fstat(handle.real)
 
     def _mkdir(self, path: Any, mode: int = 0o777, **more: Any) -> None:
         if not self._is_ours(path):

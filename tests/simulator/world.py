@@ -171,7 +171,7 @@ def world(random: Random, **settings: Any) -> Iterator[World]:
             made.seam.installed(),
             mock.patch.object(storage.batches, "PATIENCE", 0.0),
             mock.patch.object(tasks.deliver, "_DECIDE_EVERY", 0.0),
-            mock.patch.object(tasks.deliver, "open_transport", lambda _url, _home: SimulatedTransport(made.server)),
+            mock.patch.object(tasks.deliver, "open_transport", return_value=SimulatedTransport(made.server)),
         ):
             yield made
             made.seam.let_go()
