@@ -51,12 +51,29 @@ class TestClock:
         synced.clear()
         other = Clock(store, ("events",))
         assert [tick.as_of for tick in other.snapshot("events", 0, 0).ticks] == [T0]
-        assert [path for path in synced if "/clock/0/" in path] == [
-            str(next(store.directory("clock", 0).glob("*.jsonl")))
-        ]
+        segment = next(store.directory("clock", 0).glob("*.jsonl"))
+        assert synced == [str(segment), str(segment.parent)]
         other.snapshot("events", 0, 0)
-        assert len(synced) == 1  # nothing new
+        assert len(synced) == 2  # nothing new
         other.close()
+
+
+class TestSource:
+    def test_a_segment_of_one_who_died_has_a_durable_name_before_it_is_relied_upon(
+        self, store: Store, synced: list[str]
+    ) -> None:
+        append_lines(store, "events", [tax(1)])
+        directory = store.directory("events", 0)
+        end = next(directory.glob("*.jsonl")).stat().st_size
+        segment = directory / f"{end:020d}.jsonl"
+        segment.touch()  # and there he died; somebody with a shell goes on in it
+        segment.write_bytes(tax(2) + b"\n")
+        synced.clear()
+        reader = store.reader("events", 0)
+        reader.sync(reader.end())
+        reader.sync(reader.end())
+        reader.close()
+        assert synced == [str(segment), str(directory), str(segment)]
 
 
 class TestRunLock:

@@ -173,8 +173,10 @@ def world(random: Random, **settings: Any) -> Iterator[World]:
             mock.patch.object(tasks.deliver, "_DECIDE_EVERY", 0.0),
             mock.patch.object(tasks.deliver, "open_transport", return_value=SimulatedTransport(made.server)),
         ):
-            yield made
-            made.seam.let_go()
+            try:
+                yield made
+            finally:
+                made.seam.let_go()
     finally:
         made.close()
         with suppress(OSError):
