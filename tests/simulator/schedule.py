@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass, field
 from random import Random
 
@@ -60,11 +61,11 @@ def simulate(seed: int, steps: int = STEPS) -> Outcome:
             for _ in range(steps):
                 lived.step()
             lived.end()
-        except Exception as error:
-            trace = "\n".join(lived.trace)
-            raise FoundError(
-                f"seed {seed}, {len(lived.trace)} of {steps} steps: {error}\n{settings}\n{trace}"
-            ) from error
+        except Exception as error:  # noqa: BLE001  # whatever it is, the seed and the schedule are told with it
+            where = "".join(traceback.format_exception(error))
+            head = f"seed {seed}, {len(lived.trace)} of {steps} steps: {error}"
+            traceback.clear_frames(error.__traceback__)
+            raise FoundError("\n".join([head, str(settings), *lived.trace, where])) from None
         return Outcome(made.disk.calls, made.disk.digest, lived.trace)
 
 
