@@ -21,6 +21,7 @@ class _Tail:
 
     def __init__(self, base: int, path: Path) -> None:
         self.base, self.path = base, path
+        self.handle = -1
         self.handle = os.open(path, os.O_RDWR | os.O_APPEND)
 
     def is_in_place(self) -> bool:
@@ -29,7 +30,8 @@ class _Tail:
         return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
 
     def __del__(self) -> None:
-        os.close(self.handle)
+        if self.handle >= 0:
+            os.close(self.handle)
 
 
 class PartitionWriter:
@@ -90,8 +92,9 @@ class PartitionWriter:
 
     def _use(self, base: int, path: Path) -> _Tail:
         if self._tail is None or self._tail.path != path or not self._tail.is_in_place():
-            self._tail = _Tail(base, path)
+            tail = _Tail(base, path)
             fsync_directory(self.directory)  # whoever made it may have died before its name was durable
+            self._tail = tail  # only now: where the fsync failed, the next append tries it again
         return self._tail
 
     def _write_all(self, tail: _Tail, data: bytes) -> int:

@@ -47,6 +47,7 @@ class Clock:
         self._lock = store.lock_path(CLOCK)
         self._reader = store.reader(CLOCK, 0)
         self._readers: dict[tuple[str, int], PartitionReader] = {}
+        self._durable = 0
 
     def close(self) -> None:
         """Close every file."""
@@ -54,7 +55,7 @@ class Clock:
             reader.close()
 
     def snapshot(self, log: str, partition: int, tick_offset: int) -> Snapshot:
-        """The end of a partition, and the ticks from `tick_offset` of the clock on.
+        """The end of a partition, and the ticks from `tick_offset` of the clock on, which are durable.
 
         Raises:
             LostDataError: `tick_offset` lies beyond the clock's end.
@@ -64,6 +65,9 @@ class Clock:
             clock_end = self._reader.end()
         if tick_offset > clock_end:
             raise _lost_clock(clock_end, tick_offset)
+        if clock_end > self._durable:  # whoever wrote the last tick may have died before its fsync
+            self._reader.sync(clock_end)
+            self._durable = clock_end
         return Snapshot({partition: end}, self._ticks(tick_offset, clock_end), clock_end)
 
     def tick(self, as_of: int) -> Tick | None:

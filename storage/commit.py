@@ -87,8 +87,8 @@ def load_position(database: Database, processor: str, generation: int, log: str,
 
 def commit(
     database: Database, source: PartitionReader, target: Target | None, position: Position, pending: Pending
-) -> int:
-    """Make `pending` and `position` durable, as one; gives how many bytes of an unconfirmed tail were cut.
+) -> str:
+    """Make `pending` and `position` durable, as one; says what was cut of an unconfirmed tail and why, if anything.
 
     `position.commit` is the number that was read; it is raised by one.
 
@@ -99,10 +99,9 @@ def commit(
     reached("commit-begun")
     source.sync(position.offset)
     reached("source-synced")
-    cut = 0
-    may_differ = position.changed_at == position.commit
-    if target is not None and (pending.lines or target.spilled or may_differ):
-        cut = _write_ahead(target, pending.lines, may_differ=may_differ, durable=True)
+    cut = ""
+    if target is not None and (pending.lines or target.spilled or position.changed_at == position.commit):
+        cut = _write_ahead(database, target, position, pending.lines, durable=True)
     with database.write() as connection:
         _swap(connection, position, 1)
         if pending.states is not None:
@@ -120,20 +119,22 @@ def commit(
     return cut
 
 
-def spill(target: Target, position: Position, lines: list[bytes]) -> int:
-    """Write derived bytes ahead of their commit, so that memory need not hold them; gives how many bytes of a tail were cut.
+def spill(database: Database, target: Target, position: Position, lines: list[bytes]) -> str:
+    """Write derived bytes ahead of their commit, so that memory need not hold them; says what was cut of a tail, if anything.
 
     They lie beyond the committed end, where no reader of ours looks and where a crash leaves bytes too: what is given
     again is compared with them.
 
     Raises:
+        ConflictError: another run committed meanwhile; nothing has changed.
         NondeterminismError: an unconfirmed tail holds other bytes.
     """
-    return _write_ahead(target, lines, may_differ=position.changed_at == position.commit, durable=False)
+    return _write_ahead(database, target, position, lines, durable=False)
 
 
-def _write_ahead(target: Target, lines: list[bytes], *, may_differ: bool, durable: bool) -> int:
-    data = b"".join(lines)
+def _write_ahead(database: Database, target: Target, position: Position, lines: list[bytes], *, durable: bool) -> str:
+    _check_current(database, position)
+    data, may_differ = b"".join(lines), position.changed_at == position.commit
     cut = target.writer.extend(target.end + target.spilled, data, may_differ=may_differ, durable=durable)
     target.spilled += len(data)
     return cut
@@ -169,9 +170,22 @@ def _swap(connection: sa.Connection, position: Position, raised: int) -> None:
         sa.update(table).where(*mine).values(**values, commit=position.commit + raised, committed_at=now())
     )
     if done.rowcount != 1:
-        raise ConflictError(
-            "another run has committed since this one read its checkpoint",
-            where=f"processor {position.processor}, {position.log}/{position.partition}",
-            expected=f"commit number {position.commit}",
-            do="This run has changed nothing; the other one goes on",
-        )
+        raise _conflict(position)
+
+
+def _check_current(database: Database, position: Position) -> None:
+    """See that the swap would succeed, before the derived log is touched: beyond its end may lie another run's bytes."""
+    table: sa.Table = Checkpoint.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
+    mine = (table.c.id == position.id, table.c.generation == position.generation)
+    with database.read() as connection:
+        if connection.scalar(sa.select(table.c.commit).where(*mine)) != position.commit:
+            raise _conflict(position)
+
+
+def _conflict(position: Position) -> ConflictError:
+    return ConflictError(
+        "another run has committed since this one read its checkpoint",
+        where=f"processor {position.processor}, {position.log}/{position.partition}",
+        expected=f"commit number {position.commit}",
+        do="This run has changed nothing; the other one goes on",
+    )

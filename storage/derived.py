@@ -28,13 +28,13 @@ class DerivedWriter:
         self.directory, self.name, self.limit, self.daily = directory, name, limit, daily
         make_directory(directory)
 
-    def extend(self, end: int, data: bytes, *, may_differ: bool, durable: bool = True) -> int:
-        """Have `data` at offset `end`, all before it committed or given, and say how many bytes of a tail were cut.
+    def extend(self, end: int, data: bytes, *, may_differ: bool, durable: bool = True) -> str:
+        """Have `data` at offset `end`, all before it committed or given; says what was cut of a tail and why, if anything.
 
         Where it is to be `durable`, so is all that was written before it.
 
-        Bytes that are there already must be the same. Only where `may_differ` (code or settings changed in between) is
-        a tail that differs cut instead.
+        Bytes that are there already must be the same. A tail that differs is cut instead only where `may_differ` (code
+        or settings changed in between), and from where a power loss has left NULs, which no derived event has.
 
         Raises:
             NondeterminismError: what is there differs.
@@ -44,27 +44,37 @@ class DerivedWriter:
             there = file_end(self.directory)
             self._check_end(end, there)
             same, left = self._common(end, data, there), there - end
-            cut = 0
+            kept = left
             if same < min(len(data), left):
-                if not may_differ:
+                if may_differ:
+                    kept = same = 0
+                elif self._is_unwritten(end + same):
+                    kept = same
+                else:
                     raise self._difference(end + same, data[same:])
-                cut, same = left, 0
-                self._cut(end)
-            elif may_differ and left > len(data):
-                cut = left - len(data)  # the version before went further; what comes next may be other than that
-                self._cut(end + len(data))
+            elif may_differ:
+                kept = min(left, len(data))  # the version before went further; what comes next may be other than that
+            if kept < left:
+                self._cut(end + kept)
             try:
                 self._write(end + same, data[same:], durable=durable)
             except OSError as error:
                 raise AfterlogError(f"cannot write: {error.strerror}", where=str(self.directory)) from error
-        return cut
+        if kept == left:
+            return ""
+        why = "since its code or settings changed" if may_differ else "since a power loss had left NULs in them"
+        return f"{left - kept} bytes that a crash had left unconfirmed were cut, {why}"
 
     def tail(self, end: int) -> bytes:
-        """What lies beyond the committed end."""
+        """What lies beyond the committed end, made durable: whoever wrote it may have died before it was."""
         with locked(self.directory / LOCK):
             there = file_end(self.directory)
             self._check_end(end, there)
-            return b"".join(_pieces(list_segments(self.directory), end, there))
+            segments = list_segments(self.directory)
+            if there > end:
+                _fsync(segments[-1].path)  # the ones before it were made durable when they were sealed
+                fsync_directory(self.directory)
+            return b"".join(_pieces(segments, end, there))
 
     def cut(self, end: int) -> None:
         """Drop what lies beyond `end`; for bytes that nobody was ever told of."""
@@ -89,6 +99,10 @@ class DerivedWriter:
                 return done + next(i for i, byte in enumerate(piece) if byte != data[done + i])
             done += len(piece)
         return done
+
+    def _is_unwritten(self, at: int) -> bool:
+        """Whether a NUL is there: the file had grown when the power was lost, and its bytes had not reached the disk."""
+        return b"".join(_pieces(list_segments(self.directory), at, at + 1)) == b"\0"
 
     def _write(self, at: int, data: bytes, *, durable: bool) -> None:
         segments = list_segments(self.directory)

@@ -230,7 +230,8 @@ class Outbox:
     def _adopt_tail(self, partition: int) -> None:
         end = self.store.committed_end(self.log, partition)
         tail = self._writer(partition).tail(end)
-        whole = tail.rfind(b"\n") + 1
+        written = tail.partition(b"\0")[0]  # a power loss may have left NULs
+        whole = written.rfind(b"\n") + 1
         if len(tail) > whole:
             self._writer(partition).cut(end + whole)  # half a line was never anybody's news
         if not whole:

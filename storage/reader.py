@@ -8,7 +8,7 @@ from pathlib import Path
 
 from storage.errors import CorruptLogError, LostDataError
 from storage.event import HEAD, Block
-from storage.segment import Segment, check_contiguous, list_segments, terminated_end
+from storage.segment import Segment, check_contiguous, fsync_directory, list_segments, terminated_end
 
 
 class PartitionReader:
@@ -19,6 +19,7 @@ class PartitionReader:
         self._segments: list[Segment] = []
         self._handle = -1
         self._open: Segment | None = None
+        self._named: Segment | None = None  # whose name is durable for sure
 
     def close(self) -> None:
         """Close the file that is open."""
@@ -94,13 +95,16 @@ class PartitionReader:
             start += len(piece)
 
     def sync(self, upto: int) -> None:
-        """fdatasync the segment that holds the bytes before `upto`; sealed ones were synced when they were sealed."""
+        """Make the segment that holds the bytes before `upto` durable; sealed ones were made so when they were sealed."""
         if upto == 0:
             return
         self._refresh()  # what was read may have come from another reader, by a cache
         for segment in reversed(self._segments):
             if segment.base < upto:
                 os.fdatasync(self._use(segment))
+                if segment != self._named:  # who made it may have died, and who wrote by hand makes nothing durable
+                    fsync_directory(self.directory)
+                    self._named = segment
                 return
 
     def line_start(self, offset: int) -> int:

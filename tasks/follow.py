@@ -40,7 +40,7 @@ class PartitionFollower:
         self.clock = Clock(store, run.topology.raw_logs())
         self.target = self._make_target()
         self._out = self._new_output()
-        self._pending_bytes, self._pending_since, self._cut = 0, time.thread_time(), 0
+        self._pending_bytes, self._pending_since = 0, time.thread_time()
         self._committed = self._marks()
         self._record_version()
 
@@ -170,7 +170,7 @@ class PartitionFollower:
         """Let go of derived lines that are many already, ahead of their commit."""
         out = self._out
         if self.target is not None and out.size >= self.run.store.settings.spill_bytes:
-            self._cut += spill(self.target, self.position, out.lines)
+            self._note(spill(self.run.store.database, self.target, self.position, out.lines))
             self.position.derived += len(out.lines)
             out.lines, out.size = [], 0
 
@@ -181,15 +181,15 @@ class PartitionFollower:
         self.processor.flush(out)
         self.position.derived += len(out.lines)
         pending = Pending(out.lines, out.statements, self.states)
-        self._cut += commit(self.run.store.database, self.reader, self.target, self.position, pending)
+        cut = commit(self.run.store.database, self.reader, self.target, self.position, pending)
         self.states.committed()
-        if self._cut:
-            self.run.notes.append(
-                f"{self.processor.name}: {self._cut} bytes that a crash had left unconfirmed were cut, since its code or "
-                "settings changed"
-            )
+        self._note(cut)
         self._out, self._pending_bytes, self._committed = self._new_output(), 0, self._marks()
-        self._pending_since, self._cut = time.thread_time(), 0
+        self._pending_since = time.thread_time()
+
+    def _note(self, cut: str) -> None:
+        if cut:
+            self.run.notes.append(f"{self.processor.name}: {cut}")
 
     def _marks(self) -> tuple[int, ...]:
         position = self.position
