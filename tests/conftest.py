@@ -17,6 +17,11 @@ from storage.settings import load_settings
 from storage.store import Store
 from tests import processes
 from tests.postgres import Cluster, find_programs
+from tests.workers import (  # noqa: F401  # hooks of pytest
+    pytest_collection_modifyitems,
+    pytest_xdist_auto_num_workers,
+    pytest_xdist_make_scheduler,
+)
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("AFTERLOG_TEST_SHARED", ROOT.parent / "shared")) / "data"
@@ -32,20 +37,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Any:
     if report.skipped and os.environ.get("AFTERLOG_TEST_NO_SKIP"):
         report.outcome = "failed"
         report.longrepr = f"skipped where nothing may skip: {report.longrepr}"
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a server run on one worker, and begin first: they wait much while others work."""
-    for item in items:
-        shared = [name for name in ("up", "site", "server") if name in getattr(item, "fixturenames", ())]
-        if shared and (where := _shared_by(item, shared[0])):
-            item.add_marker(pytest.mark.xdist_group(where))
-
-
-def _shared_by(item: pytest.Item, fixture: str) -> str:
-    """The file of a fixture that more than one test shares; nothing where each test has its own."""
-    [*_, definition] = item._fixtureinfo.name2fixturedefs[fixture]  # type: ignore[attr-defined]  # pytest has no other way
-    return "" if definition.scope == "function" else definition.baseid or "tests"
 
 
 @pytest.fixture(autouse=True)

@@ -44,7 +44,7 @@ class Api:
 
     def __init__(self, url: str, auth: str | None = None) -> None:
         self.url = url
-        self._client = httpx.Client(base_url=url, auth=tuple(auth.split(":")) if auth else None, timeout=20)  # type: ignore[arg-type]
+        self._client = httpx.Client(base_url=url, auth=tuple(auth.split(":")) if auth else None, timeout=20)  # type: ignore[arg-type]  # a user and a password
 
     def post(self, path: str, **body: Any) -> Any:
         for _ in range(20):

@@ -6,8 +6,10 @@ interpreter instead.
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -44,16 +46,18 @@ def start(
 ) -> Any:
     """Start `work(*arguments)` in a new process, with nothing else in its environment than `env`."""
     process = _server.Process(target=_begin, args=(work, arguments, dict(env), (stdin, stdout, stderr), cwd))
+    process.stderr = stderr  # type: ignore[attr-defined]  # for whoever waits for it
     process.start()
     return process
 
 
 def ended(process: Any, seconds: float = 60) -> int:
-    """A process's exit code: minus the signal's number where one killed it."""
+    """A process's exit code: minus the signal's number where one killed it. One that hangs writes down where."""
     process.join(seconds)
     if process.exitcode is None:
-        process.kill()
-        raise AssertionError("the process hangs")
+        os.kill(process.pid, signal.SIGABRT)
+        process.join(5)
+        raise AssertionError(f"the process hangs: {process.stderr.read_text()[-5000:]}")
     return int(process.exitcode)
 
 
@@ -65,5 +69,6 @@ def _begin(work: Work, arguments: tuple[str, ...], env: dict[str, str], files: t
         handle = os.open(path, os.O_RDONLY if target == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(handle, target)
         os.close(handle)
+    faulthandler.enable(open(2, "w", closefd=False))  # noqa: SIM115  # as long as the process lives
     sys.stdin = open(0, closefd=False)  # noqa: SIM115  # of the process as long as it lives
     work(*arguments)

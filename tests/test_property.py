@@ -280,6 +280,7 @@ def spelt(event: dict[str, Any]) -> str:
     return json.dumps(event)
 
 
+@pytest.mark.long
 @given(
     history=histories(),
     batch=st.sampled_from([1, 200, 1000, 4 << 20]),
@@ -337,6 +338,7 @@ def _check_counts(shop: Shop, history: list[bytes], derived: dict[str, bytes]) -
         assert position.derived == (len(parsed(derived[writes])) if writes else 0), name
 
 
+@pytest.mark.long
 @given(
     history=histories(ahead=False), other=st.lists(st.integers(0, 3), min_size=1, max_size=24), end=st.integers(0, 2)
 )

@@ -163,6 +163,7 @@ def test_a_wrong_settings_file_is_told_without_what_it_says(tmp_path: Path, toml
     assert MARK not in done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_up_keeps_every_password_out_of_logs_artifacts_runs_and_the_process_list(home: Path, tmp_path: Path) -> None:
     """Server, runner and shifts with a login at the mail server and at Prefect's own API: a mail is sent."""
     port, processes = free_port(), ProcessList()
