@@ -159,12 +159,22 @@ def log_bytes(home: Path, log: str, partition: int = 0) -> bytes:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One Prefect server for all tests that need one."""
-    from prefect.settings import PREFECT_API_URL
-    from prefect.testing.utilities import prefect_test_harness
+    """One Prefect server for all tests that need one, started as `afterlog up` starts it."""
+    from prefect.context import _temporary_global_settings_context, get_settings_context  # for threads of its own
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+    from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    with prefect_test_harness(server_startup_timeout=120):
-        yield str(PREFECT_API_URL.value())
+    from tests.operations import prefect_server
+
+    with (
+        prefect_server(load_settings(home=tmp_path_factory.mktemp("server") / "home")) as url,
+        temporary_settings({PREFECT_API_URL: url}),
+        _temporary_global_settings_context(get_settings_context()),
+    ):
+        yield url
+        APILogWorker.instance().drain()
+        EventsWorker.drain_all()
 
 
 @pytest.fixture
