@@ -65,6 +65,7 @@ def _begin(work: Work, arguments: tuple[str, ...], env: dict[str, str], files: t
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    sys.path[:0] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
     for target, path in enumerate(files):
         handle = os.open(path, os.O_RDONLY if target == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(handle, target)
