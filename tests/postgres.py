@@ -1,4 +1,4 @@
-"""A PostgreSQL cluster of the tests' own: Debian's programs, a folder under /tmp, 127.0.0.1 and a free port, fsync off."""
+"""A PostgreSQL cluster of the tests' own: Debian's programs, a folder under /tmp, 127.0.0.1 and a free port."""
 
 from __future__ import annotations
 

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 # What a command imports when it needs it.
-from deployments import (  # noqa: F401  # imported once, in the server
+import alembic.command  # noqa: F401  # what commands import when they need it is imported once, in the server
+
+from deployments import (  # noqa: F401  # the same
     cli,
     cli_backup,
     cli_brake,
