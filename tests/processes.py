@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-# What a command imports when it needs it.
 import alembic.command  # noqa: F401  # what commands import when they need it is imported once, in the server
 
 from deployments import (  # noqa: F401  # the same
