@@ -66,6 +66,7 @@ def lines_of(home: Path, log: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log_bytes(home, log).splitlines()]
 
 
+@pytest.mark.long
 def test_a_runner_and_a_worker_register_the_same_and_do_the_same(server: str, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

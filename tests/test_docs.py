@@ -64,8 +64,8 @@ def test_the_readme_names_every_setting_and_no_other() -> None:
     assert {n for n in named if "__" not in n} <= known
 
 
-def test_the_readme_names_every_command() -> None:
-    shown = afterlog(ROOT / "nowhere", "--help").stdout.decode()
+def test_the_readme_names_every_command(tmp_path: Path) -> None:
+    shown = afterlog(tmp_path, "--help").stdout.decode()
     for name in ("append", "read", "process", "deliver", "contacts", "status", "up", "demo",
                  "automations", "backup", "restore", "pause", "resume", "deliveries", "quarantine"):  # fmt: skip
         assert name in README
