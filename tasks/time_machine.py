@@ -115,8 +115,8 @@ def basket_at(
 
 
 def fold(customer: str, interactions: Sequence[Interaction], at: int | None, known_at: int | None) -> Basket:
-    """The basket that `interactions` (in log order, known by `known_at`) make; see `basket_at`."""
-    ordered = list(interactions)
+    """The basket that `interactions`, in log order, make; see `basket_at`."""
+    ordered = [each for each in interactions if known_at is None or each.event.clock <= known_at]
     if at is not None:
         ordered = sorted((each for each in ordered if each.event.at <= at), key=lambda each: each.event.at)
     items: dict[str, bytes] = {}
