@@ -121,7 +121,7 @@ def odd_line(rng: random.Random, key: Any, at: int) -> bytes:
     if kind == 5:
         return text[:-2] + b', "inserted_by": "a{b", "id": "x"}}'
     if kind == 6:
-        return text[:-2] + b', "inserted_at": %d}}' % (stamp - 7_000)
+        return text[:-2] + b', "inserted_at": %d}}' % (stamp + 90_000)
     if kind == 7:
         return text[:-1] + rng.choice([b"", b"}}", b"x"])
     if kind == 8:
