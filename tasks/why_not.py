@@ -68,7 +68,7 @@ class _Checks:
                 Check("abandonment", False, f"{word}: {event['event']['id']}", str(place)),
                 *self._outcomes(current),
             ]
-            checks += [self._address(), *self._mail(place, event, current)]
+            checks += self._mail(place, event, current)
         else:
             checks.append(self._address())
         return checks
@@ -130,7 +130,7 @@ class _Checks:
         needle = as_json(f"{_REMIND}/{event['event']['id']}/")
         mails = [(p, parse_event(line)) for p, line in evidence.lines_with(log, needle, place.partition)]
         if not mails:
-            return [Check("reminder", current, self._no_reminder(place, event))]
+            return [Check("reminder", current, self._no_reminder(place, event)), self._address()]
         at, mail = mails[-1]
         sending = sending_of(evidence, mail["event"]["id"])
         outcome = sending.outcomes[-1] if sending.outcomes else None
@@ -143,6 +143,7 @@ class _Checks:
             detail += self._waits(sending.next_at, sending.not_after)
         return [
             Check("reminder", False, mail["event"]["id"], str(at)),
+            *([self._address()] if sending.state in ("", WAITING) else []),  # else it does not matter any more
             Check("delivery", current and sending.state != SENT, detail, outcome.place if outcome else ""),
         ]
 
