@@ -111,9 +111,14 @@ def versions(store: Store, processor: str, log: str, partition: int, generation:
     return found
 
 
-def in_force(known: list[Version], offset: int) -> Version | None:
-    """The version under which the line at `offset` was taken; None where none was written down by then."""
-    return next((version for version in reversed(known) if version.start <= offset), None)
+def in_force(known: list[Version], offset: int, run_since: int | None = None) -> Version | None:
+    """The version under which the line at `offset` was taken; None where none was written down by then.
+
+    Where a processor has stood still at `offset`, several may begin there. A run has one, noted before it first writes:
+    `run_since`, wall time, is when the run first wrote that gave what is asked about.
+    """
+    noted = (v for v in reversed(known) if v.start <= offset and (run_since is None or v.at <= run_since))
+    return next(noted, None)
 
 
 def parse_tick(line: bytes) -> dict[str, Any] | None:

@@ -104,12 +104,12 @@ class Evidence:
             for offset, line in lines_with(self._reader(log, part), needle, self._end(log, part)):
                 yield Place(log, part, offset), line
 
-    def version(self, processor: str, place: Place, generation: int) -> Version | None:
-        """Settings and code of a processor when it took the line at `place`; None where they were not written down."""
+    def version(self, processor: str, place: Place, generation: int, run: WrittenBy | None = None) -> Version | None:
+        """Settings and code of a processor when it took the line at `place`, in `run`; None where none were written down."""
         key = processor, place.log, place.partition, generation
         if key not in self._versions:
             self._versions[key] = versions(self.store, processor, place.log, place.partition, generation)
-        return in_force(self._versions[key], place.offset)
+        return in_force(self._versions[key], place.offset, run.since if run else None)
 
     def ticks(self, place: Place) -> Ticks:
         """The ticks that the partition of `place` saw."""

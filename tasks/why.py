@@ -140,13 +140,14 @@ def step(evidence: Evidence, place: Place, line: bytes, notes: list[str] | None 
     found, source = parse_event(line), _source(evidence, place, line)
     generation = evidence.generation_of(place.log)
     shown_by, shown_at = _shown_by(evidence, found, source)
-    version = evidence.version(processor, shown_at, generation) if shown_at and place.log != DELIVERIES else None
+    run = evidence.written_by(place)
+    version = evidence.version(processor, shown_at, generation, run) if shown_at and place.log != DELIVERIES else None
     settings = version.settings if version else {}
     verb = found["verb"]
     return Step(
         str(place), found["event"]["id"], verb if isinstance(verb, str) else verb["type"], found["context"]["at"],
         found["event"]["inserted_at"], text, rule_of(found, settings), shown_by, settings,
-        version.code if version else "", f"clock:0:{version.offset}" if version else "", evidence.written_by(place),
+        version.code if version else "", f"clock:0:{version.offset}" if version else "", run,
         [*notes, *_notes(found)],
     )  # fmt: skip
 

@@ -126,22 +126,24 @@ def test_an_abandonment_that_the_customer_s_next_event_showed_names_it_and_what_
     assert recovered.chain[0].rule.endswith("within 7d after the abandonment; worth 9")
     assert recovered.chain[0].notes == [f"of the abandonment abandonment/events:0:{len(lines[0]) + 1}/abandoned"]
     assert recovered.chain[1].verb == "ORDERED"
-    assert [s.verb for s in why(store, lefts[0].id).came_of_it] == ["RECOVERED_BASKET"]
+    assert [s.verb for s in why(store, lefts[0].id).came_of_it] == ["EMAIL", "RECOVERED_BASKET"]
 
 
 def test_settings_and_run_are_those_of_then_whatever_came_later(make_store: Callable[..., Store]) -> None:
-    base = now() - 600 * MINUTE
-    for number, (timeout, by) in enumerate((("30m", "first"), ("45m", "second"))):
+    begin = now()
+    turns = [("30m", "first", [added(500), did("VIEWED", 400)], 300), ("45m", "second", [did("VIEWED", 200)], 0)]
+    for timeout, by, lines, ago in turns:
         store = make_store(timeout=timeout)
-        append(store, did("ADDED_ITEM_TO_BASKET", 500 - 200 * number, item=LEMON))
-        run, final = run_of(store), FinalTick("log-end" if number == 0 else base + 500 * MINUTE)
+        append(store, *lines)
+        run = run_of(store)
         run.author = run.author._replace(run=by, flow_run_id=f"id-{by}")
-        append(store, did("VIEWED", 400 - 200 * number))
-        process_to_end(run, "abandonment", final)
+        process_to_end(run, "abandonment", FinalTick(begin - ago * MINUTE))
     steps = [why(store, f"baskets:0:{offset}").chain[0] for offset, _ in lines_of(store, "baskets")]
-    assert [step.settings["timeout"] for step in steps] == [30 * MINUTE, 45 * MINUTE]
+    assert [step.settings["timeout"] for step in steps] == [30 * MINUTE, 30 * MINUTE, 45 * MINUTE]
+    assert steps[0].shown_by.split(",")[0] == "the customer's next event"
     assert [(step.run.run, step.run.link) for step in steps if step.run] == [
-        ("first", "http://ui/runs/flow-run/id-first"), ("second", "http://ui/runs/flow-run/id-second"),
+        ("first", "http://ui/runs/flow-run/id-first"), ("first", "http://ui/runs/flow-run/id-first"),
+        ("second", "http://ui/runs/flow-run/id-second"),
     ]  # fmt: skip
 
 
@@ -247,14 +249,14 @@ class TestWhyNot:
     def test_it_was_retracted_or_ordered_or_one_came_a_little_before(self, make_store: Callable[..., Store]) -> None:
         store = make_store("retracted")
         left_behind(store)
-        append(store, did("VIEWED", 35, 0))
+        append(store, did("VIEWED", 25, 0))
         bring(store)
         found = why_not(store)
         retracted = [check for check in found.checks if check.what == "since then"]
         assert re.match(r"retracted by an interaction of \S+ \(events:0:\d+\)$", retracted[0].detail)
         ordered = make_store("ordered")
         left_behind(ordered)
-        append(ordered, did("ORDERED", 20, value=4))
+        append(ordered, did("ORDERED", 5, value=4))
         bring(ordered)
         found = why_not(ordered)
         assert found.answer.startswith("the basket is empty: ordered at ")
