@@ -44,7 +44,8 @@ def _step(step: Step) -> list[Row]:
 
 
 def _sending(place: str, sending: Sending) -> list[Row]:
-    state = f"{sending.state}, {sending.attempts} tries" if sending.state else "not queued yet"
+    tries = "1 try" if sending.attempts == 1 else f"{sending.attempts} tries"
+    state = f"{sending.state}, {tries}" if sending.state else "not queued yet"
     rows = [(place, "mail", f"{state}, to {sending.recipient}" if sending.recipient else state)]
     if sending.reason:
         rows.append((place, "reason", sending.reason))

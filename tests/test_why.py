@@ -277,7 +277,7 @@ def test_the_commands_answer_in_lines_and_in_json_without_prefect(store: Store) 
     rows = [line.split("\t") for line in shown.stdout.decode().splitlines()]
     assert rows[0] == ["place", "what", "value"]
     assert ["events:0:0", "verbatim", store.reader("events", 0).line(0).decode()] in rows
-    assert [value for _, what, value in rows if what == "mail"] == ["SENT, 1 tries, to CUSTOMER 15"]
+    assert [value for _, what, value in rows if what == "mail"] == ["SENT, 1 try, to CUSTOMER 15"]
     assert shown.stderr.decode().startswith("an abandoned basket gives a reminder")
     document = json.loads(afterlog(store.home, "why-not", "15", "--json").stdout)
     assert document["answer"].startswith("nothing stands in the way: SENT at ")
