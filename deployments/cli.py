@@ -30,6 +30,9 @@ app.command(
     "deployments.cli_status:status",
     help="Show how far each processor has come, whether it is stuck or dead, and the mails.",
 )
+app.command("deployments.cli_why:why", help="Show why something happened, back to the raw bytes.")
+app.command("deployments.cli_why:why_not", help="Show what stands between a customer and a mail.")
+app.command("deployments.cli_basket:basket", help="Show a customer's basket as it is, or as it was at any time.")
 app.command("deployments.cli_brake:pause", help="Hold all mails until `afterlog resume deliver`.")
 app.command("deployments.cli_brake:resume", help="Send mails again, what was held first.")
 app.command(

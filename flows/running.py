@@ -36,7 +36,7 @@ def open_run(flow: str, final: FinalTick | None = None) -> Iterator[Run]:
             do="Set AFTERLOG_HOME to an absolute path where the worker starts",
         )  # fmt: skip
     store = Store(settings)
-    run = Run(store, build_topology(settings), f"{flow} run {flow_run.name} ({flow_run.id})")
+    run = Run(store, build_topology(settings), f"{flow} run {flow_run.name} ({flow_run.id})", str(flow_run.id))
     tokens = CURRENT_RUN.set(run), CURRENT_END.set(final)
     try:
         yield run

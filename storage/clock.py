@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from storage.errors import LostDataError
 from storage.locks import locked
 from storage.reader import PartitionReader
+from storage.recorded import parse_tick
 from storage.store import CLOCK, Store
 from storage.tables import Checkpoint
 from storage.times import now
@@ -131,7 +132,7 @@ class Clock:
             start = block.start
             for line in block.lines:
                 start += len(line) + 1
-                tick = _parse_tick(line)
+                tick = parse_tick(line)
                 if tick is not None:
                     ticks.append(Tick(tick["as_of"], tick["ends"], start))
         return ticks
@@ -147,15 +148,6 @@ def _line(verb: str, obj: dict[str, Any], at: int) -> bytes:
             "event": {"inserted_at": now()},
         }
     )
-
-
-def _parse_tick(line: bytes) -> dict[str, Any] | None:
-    """What a line of the clock says of a tick; None for any other line, and for one that a crash tore."""
-    try:
-        event = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return None
-    return event["object"] if event["verb"] == "TICK" else None
 
 
 def lost_log(where: str, found: int, expected: int) -> LostDataError:

@@ -19,6 +19,7 @@ from storage.state import StateStore
 from storage.steps import reached
 from storage.tables import Checkpoint
 from storage.times import now
+from storage.written_by import Author, note
 
 Statement = tuple[str, Sequence[Mapping[str, Any]]]
 
@@ -60,6 +61,8 @@ class Target:
     end: int
     spilled: int = 0
     """How many bytes beyond `end` are written ahead of their commit."""
+    author: Author | None = None
+    """Who is to be noted with the next bytes that are committed; nobody once that is done."""
 
 
 @dataclass
@@ -111,10 +114,16 @@ def commit(
         if target is not None and target.spilled:
             end = {"log": target.log, "generation": position.generation, "partition": position.partition}
             connection.execute(_SET_END, [{**end, "end": target.end + target.spilled}])
+            if target.author is not None:
+                note(
+                    connection, target.author, target.log, target.end, partition=position.partition,
+                    generation=position.generation,
+                )  # fmt: skip
         reached("transaction-ready")
     reached("committed")
     position.commit += 1
     if target is not None:
+        target.author = None if target.spilled else target.author
         target.end, target.spilled = target.end + target.spilled, 0
     return cut
 

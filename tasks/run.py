@@ -11,6 +11,7 @@ from storage.batches import BatchCache
 from storage.event import MAX_DERIVED_DEPTH
 from storage.locks import RunLock
 from storage.store import CLOCK, Store
+from storage.written_by import Author
 from tasks.pulse import Pulse
 from tasks.topology import DELIVERIES, Topology
 
@@ -42,8 +43,9 @@ COLLECTOR = _Collector()
 class Run:
     """One run of this process, finite or following. Its `stop` event ends every follower at a batch boundary."""
 
-    def __init__(self, store: Store, topology: Topology, holder: str) -> None:
+    def __init__(self, store: Store, topology: Topology, holder: str, flow_run_id: str = "") -> None:
         self.store, self.topology, self.holder = store, topology, holder
+        self.author = Author(holder, flow_run_id)
         self.stop = threading.Event()
         self.notes: list[str] = []
         """What a person should be told: settings that changed, tails that were cut."""

@@ -94,6 +94,7 @@ def database(store: Store) -> dict[str, list[tuple[Any, ...]]]:
 def result(store: Store) -> dict[str, list[tuple[Any, ...]]]:
     """What the rows say, in whichever order processors began and however many commits there were."""
     rows = database(store)
+    del rows["written_by"]  # who did it, and when
     names = {row[0]: row[1:5] for row in rows["checkpoint"]}
     rows["state"] = sorted((names[row[0]], *row[1:]) for row in rows["state"])
     columns = (
