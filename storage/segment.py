@@ -17,10 +17,15 @@ SUFFIX = ".jsonl"
 
 
 class Segment(NamedTuple):
-    """One file: `base` is the offset of its first byte."""
+    """One file: `base` is the offset of its first byte. `length` is given where only the archive has it."""
 
     base: int
     path: Path
+    length: int | None = None
+
+    def size(self) -> int:
+        """Its length in bytes, by now."""
+        return self.path.stat().st_size if self.length is None else self.length
 
 
 def segment_path(directory: Path, base: int) -> Path:
@@ -55,7 +60,7 @@ def check_contiguous(segments: list[Segment]) -> None:
                 do="Restore the partition's files from a backup",
             )
         if successor is not None:
-            expected = segment.base + segment.path.stat().st_size
+            expected = segment.base + segment.size()
 
 
 def file_end(directory: Path) -> int:

@@ -1,0 +1,205 @@
+"""The chain: one line for each sealed segment of a partition, each with the hash of the line before it.
+
+The file `manifest` lies beside the segments, plain JSON that `cat` shows, oldest first. Whoever changes a sealed byte, or takes
+a segment away, contradicts its line; whoever changes a line contradicts the next one; whoever writes all of them
+anew contradicts a head that was noted elsewhere. The file `archived` says before which offset the archive has everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import orjson
+
+from storage.errors import AfterlogError, CorruptLogError
+from storage.locks import locked
+from storage.segment import Segment, fsync_directory, list_segments
+from storage.span import span_of
+
+MANIFEST, ARCHIVED = "manifest", "archived"
+_LONGEST_LINE = 4096
+
+
+class Entry(NamedTuple):
+    """One sealed segment: where it begins, its bytes and lines, first and last clock, and the hash of the entry before."""
+
+    base: int
+    length: int
+    events: int
+    first: int
+    last: int
+    sha256: str
+    previous: str
+
+    @property
+    def end(self) -> int:
+        """The offset after its last byte."""
+        return self.base + self.length
+
+    def line(self) -> bytes:
+        """The entry as it stands in the manifest, without its newline."""
+        return orjson.dumps(self._asdict())
+
+    @property
+    def hash(self) -> str:
+        """The SHA-256 of its line: what the next entry names."""
+        return hashlib.sha256(self.line()).hexdigest()
+
+
+def name_of(directory: Path) -> str:
+    """What a partition's folder is called in sentences: `events/0`."""
+    return f"{directory.parent.name}/{directory.name}"
+
+
+def genesis(directory: Path) -> str:
+    """What the first entry names as its predecessor: the hash of the partition's name, so that no two can be swapped."""
+    return hashlib.sha256(name_of(directory).encode()).hexdigest()
+
+
+def parse_entry(line: bytes) -> Entry | None:
+    """The entry of a line; None where it is none, or spelt in another way than ours."""
+    try:
+        found = Entry(**orjson.loads(line))
+        return found if found.line() == line else None
+    except (orjson.JSONDecodeError, TypeError):
+        return None
+
+
+def read_manifest(directory: Path) -> list[Entry]:
+    """The entries of a partition, oldest first; none where nothing was ever sealed. A torn last line is not there yet.
+
+    Raises:
+        CorruptLogError: a line is no entry.
+    """
+    entries = []
+    for number, line in enumerate(_read(directory / MANIFEST).split(b"\n")[:-1], 1):
+        entry = parse_entry(line)
+        if entry is None:
+            raise CorruptLogError(
+                "a line of the manifest is no entry", where=f"{directory / MANIFEST}, line {number}",
+                found=repr(line[:80]), do="`afterlog verify` tells what else is wrong; restore the file from a backup",
+            )  # fmt: skip
+        entries.append(entry)
+    return entries
+
+
+def archived_end(directory: Path) -> int:
+    """Before which offset the archive has every byte of a partition."""
+    text = _read(directory / ARCHIVED).strip()
+    return int(text) if text.isdigit() else 0
+
+
+def note_archived(directory: Path, end: int) -> None:
+    """Write down, durably, that the archive has everything before `end`."""
+    draft = directory / f".{ARCHIVED}.new"
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        os.write(handle, b"%020d\n" % end)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    draft.rename(directory / ARCHIVED)
+    fsync_directory(directory)
+
+
+def with_archived(directory: Path, local: list[Segment]) -> list[Segment]:
+    """`local` segments and those that only the archive has, oldest first; to be called after they were listed."""
+    end = archived_end(directory)
+    if not end:
+        return local
+    here = {segment.base for segment in local}
+    away = [
+        Segment(entry.base, directory, entry.length)
+        for entry in read_manifest(directory)
+        if entry.end <= end and entry.base not in here
+    ]
+    return sorted([*local, *away])
+
+
+def seal(directory: Path, upto: int | None = None) -> int:
+    """Write the entries of sealed segments that have none yet, durably; gives how many. `upto`: only before this offset.
+
+    What a crash left of an entry is compared with what is written now.
+
+    Raises:
+        CorruptLogError: the segments do not go on where the manifest ends, or half an entry is another one's.
+    """
+    sealed = list_segments(directory)[:-1]
+    if not sealed:
+        return 0
+    with locked(directory / MANIFEST) as handle:
+        fresh = os.fstat(handle).st_size == 0
+        last, torn = _tail(handle, directory)
+        end, written = last.end if last else 0, 0
+        for segment in sealed:
+            size = segment.path.stat().st_size
+            if segment.base < end:
+                continue
+            if upto is not None and segment.base + size > upto:
+                break
+            if segment.base > end:
+                raise CorruptLogError(
+                    "a segment is missing or has changed its length", where=str(segment.path),
+                    found=f"base offset {segment.base}", expected=end, do="Restore the partition's files from a backup",
+                )  # fmt: skip
+            last = _add(handle, directory, segment, last, torn)
+            end, torn, written = last.end, b"", written + 1
+        if fresh:
+            fsync_directory(directory)
+    return written
+
+
+def seal_if_possible(directory: Path) -> None:
+    """`seal` after an append that has succeeded whatever becomes of this; `verify` and `archive` tell what is wrong."""
+    with contextlib.suppress(OSError, AfterlogError):
+        seal(directory)
+
+
+def place_before(directory: Path, millis: int) -> tuple[int, int]:
+    """An offset before which no clock reaches `millis`, as near as the manifest tells, and the greatest clock before it."""
+    offset = clock = 0
+    for entry in read_manifest(directory):
+        if entry.last >= millis:
+            break
+        offset, clock = entry.end, entry.last
+    return offset, clock
+
+
+def _add(handle: int, directory: Path, segment: Segment, last: Entry | None, torn: bytes) -> Entry:
+    span = span_of(segment.path, last.last if last else 0)
+    entry = Entry(segment.base, *span, last.hash if last else genesis(directory))
+    line = entry.line() + b"\n"
+    if not line.startswith(torn):
+        raise CorruptLogError(
+            "the manifest ends in half an entry of other bytes than the segment's",
+            where=f"{directory / MANIFEST}, the entry of {segment.path.name}",
+            found=repr(torn[-200:]), expected=repr(line[: len(torn)][-200:]), do="Restore both from a backup",
+        )  # fmt: skip
+    os.lseek(handle, 0, os.SEEK_END)
+    os.write(handle, line[len(torn) :])
+    os.fsync(handle)
+    return entry
+
+
+def _tail(handle: int, directory: Path) -> tuple[Entry | None, bytes]:
+    """The last whole entry of a manifest, and what a crash left of the next one."""
+    size = os.fstat(handle).st_size
+    text = os.pread(handle, 2 * _LONGEST_LINE, max(0, size - 2 * _LONGEST_LINE))
+    whole, newline, torn = text.rpartition(b"\n")
+    if not newline:
+        return None, torn
+    entry = parse_entry(whole.rpartition(b"\n")[2])
+    if entry is None:
+        raise CorruptLogError("the last line of the manifest is no entry", where=str(directory / MANIFEST))
+    return entry, torn
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
