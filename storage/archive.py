@@ -17,14 +17,14 @@ from pathlib import Path
 import zstandard
 
 from storage.errors import AfterlogError, CorruptLogError, LostDataError
-from storage.manifest import Entry, name_of, read_manifest
+from storage.manifest import Entry, name_of
 from storage.remote import Remote
 from storage.segment import make_directory, segment_path
 from storage.steps import reached
 
 LEVEL = 6
 _PIECE = 1 << 20
-_HEADER = 18  # the longest header of a frame
+_PACKED = 16_384
 _KEPT = 4
 
 
@@ -71,25 +71,30 @@ class Archive:
 
     def unpack(self, directory: Path, entry: Entry, take: Callable[[bytes], object]) -> int:
         """Give the raw bytes of a segment to `take`, in pieces, and compare them on the way; gives the object's size."""
-        digest, length = hashlib.sha256(), 0
-        where = self.remote.path(object_name(directory, entry))
-        with self.remote.open(object_name(directory, entry)) as file:
-            total = file.seek(0, os.SEEK_END)
-            file.seek(0)
+        digest, length, total = hashlib.sha256(), 0, 0
+        name = object_name(directory, entry)
+        where = self.remote.path(name)
+        unpacker = zstandard.ZstdDecompressor().decompressobj()
+        with self.remote.open(name) as file:
             try:
-                size = zstandard.get_frame_parameters(file.read(_HEADER)).content_size
-                file.seek(0)
-                reader = zstandard.ZstdDecompressor().stream_reader(file, read_size=_PIECE // 4)
-                while length <= entry.length and (piece := reader.read(_PIECE)):
+                while packed := file.read(_PACKED):
+                    total += len(packed)
+                    piece = unpacker.decompress(
+                        packed
+                    )  # its length is bounded by that of the segment, which the frame names
                     digest.update(piece)
                     length += len(piece)
                     take(piece)
+                    if unpacker.eof:
+                        break
             except zstandard.ZstdError as error:
                 raise Incomplete(
                     f"the object is no whole zstd frame: {error}", where=where, found=f"an error after {length} bytes"
                 ) from error
-        if length < size:
-            raise Incomplete("the object is cut off", where=where, found=f"{length} bytes", expected=size)
+            if not unpacker.eof:
+                raise Incomplete("the object is cut off", where=where, found=f"{total} bytes of it")
+            if unpacker.unused_data or file.read(1):
+                raise Incomplete("the object goes on after its end", where=where, found=f"more than {total} bytes")
         if (length, digest.hexdigest()) != (entry.length, entry.sha256):
             raise CorruptLogError(
                 "the archive has another segment than the manifest says", where=where,
@@ -98,14 +103,13 @@ class Archive:
             )  # fmt: skip
         return total
 
-    def open(self, directory: Path, base: int) -> int:
+    def open(self, directory: Path, entry: Entry) -> int:
         """A descriptor of a file without a name that holds the raw bytes of an archived segment; the caller closes it.
 
         Raises:
             LostDataError: it is neither here nor in the archive.
             CorruptLogError: the object holds other bytes than the manifest says.
         """
-        entry = next(each for each in read_manifest(directory) if each.base == base)
         key = (str(directory), entry.sha256)
         with self._lock:
             if key not in self._kept:

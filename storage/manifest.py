@@ -11,9 +11,8 @@ import contextlib
 import hashlib
 import os
 from pathlib import Path
-from typing import NamedTuple
 
-import orjson
+import msgspec
 
 from storage.errors import AfterlogError, CorruptLogError
 from storage.locks import locked
@@ -24,7 +23,7 @@ MANIFEST, ARCHIVED = "manifest", "archived"
 _LONGEST_LINE = 4096
 
 
-class Entry(NamedTuple):
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """One sealed segment: where it begins, its bytes and lines, first and last clock, and the hash of the entry before."""
 
     base: int
@@ -42,12 +41,15 @@ class Entry(NamedTuple):
 
     def line(self) -> bytes:
         """The entry as it stands in the manifest, without its newline."""
-        return orjson.dumps(self._asdict())
+        return msgspec.json.encode(self)
 
     @property
     def hash(self) -> str:
         """The SHA-256 of its line: what the next entry names."""
         return hashlib.sha256(self.line()).hexdigest()
+
+
+_entry = msgspec.json.Decoder(Entry)
 
 
 def name_of(directory: Path) -> str:
@@ -63,9 +65,9 @@ def genesis(directory: Path) -> str:
 def parse_entry(line: bytes) -> Entry | None:
     """The entry of a line; None where it is none, or spelt in another way than ours."""
     try:
-        found = Entry(**orjson.loads(line))
+        found = _entry.decode(line)
         return found if found.line() == line else None
-    except (orjson.JSONDecodeError, TypeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
 
 
@@ -75,16 +77,14 @@ def read_manifest(directory: Path) -> list[Entry]:
     Raises:
         CorruptLogError: a line is no entry.
     """
-    entries = []
-    for number, line in enumerate(_read(directory / MANIFEST).split(b"\n")[:-1], 1):
-        entry = parse_entry(line)
-        if entry is None:
-            raise CorruptLogError(
-                "a line of the manifest is no entry", where=f"{directory / MANIFEST}, line {number}",
-                found=repr(line[:80]), do="`afterlog verify` tells what else is wrong; restore the file from a backup",
-            )  # fmt: skip
-        entries.append(entry)
-    return entries
+    whole, newline, _ = _read(directory / MANIFEST).rpartition(b"\n")
+    try:
+        return _entry.decode_lines(whole) if newline else []
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise CorruptLogError(
+            "a line of the manifest is no entry", where=str(directory / MANIFEST),
+            do="`afterlog verify` tells which; restore the file from a backup",
+        ) from error  # fmt: skip
 
 
 def archived_end(directory: Path) -> int:
@@ -113,7 +113,7 @@ def with_archived(directory: Path, local: list[Segment]) -> list[Segment]:
         return local
     here = {segment.base for segment in local}
     away = [
-        Segment(entry.base, directory, entry.length)
+        Segment(entry.base, directory, entry)
         for entry in read_manifest(directory)
         if entry.end <= end and entry.base not in here
     ]

@@ -107,12 +107,17 @@ class PartitionReader:
         self._refresh()  # what was read may have come from another reader, by a cache
         for segment in reversed(self._segments):
             if segment.base < upto:
+<<<<<<< HEAD
                 if segment.length is not None:
                     return  # the archive has it
                 os.fdatasync(self._use(segment))
                 if segment != self._named:  # who made it may have died, and who wrote by hand makes nothing durable
                     fsync_directory(self.directory)
                     self._named = segment
+=======
+                if segment.entry is None:
+                    os.fdatasync(self._use(segment))
+>>>>>>> 13c5032 (Verify, backups and the archive; tests)
                 return
 
     def line_start(self, offset: int) -> int:
@@ -201,15 +206,15 @@ class PartitionReader:
         return self._handle
 
     def _opened(self, segment: Segment) -> int:
-        if segment.length is None:
+        if segment.entry is None:
             try:
                 return os.open(segment.path, os.O_RDONLY)
             except FileNotFoundError:
                 self._refresh()
                 gone = Segment(segment.base, segment.path)
                 segment = next((each for each in self._segments if each.base == gone.base), gone)
-                if segment.length is None:
+                if segment.entry is None:
                     raise
         if self._archive is None:
             raise LostDataError("a segment is in the archive, and this reader knows none", where=self.name)
-        return self._archive().open(self.directory, segment.base)
+        return self._archive().open(self.directory, segment.entry)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.archive import Archive
+from storage.backup import ARCHIVE_LOCK
 from storage.errors import CorruptLogError, LostDataError, Stopped
 from storage.locks import RunLock
 from storage.manifest import Entry, archived_end, name_of, note_archived, read_manifest, seal
@@ -16,8 +17,6 @@ from storage.store import CLOCK, Store
 from storage.times import now
 from tasks.process import positions
 from tasks.topology import DELIVER, DELIVERIES, Topology
-
-LOCK = "archive.lock"
 
 
 @dataclass
@@ -46,7 +45,7 @@ def archive_all(store: Store, topology: Topology, holder: str, stop: threading.E
         AfterlogError: the archive refused.
     """
     stop = stop or threading.Event()
-    lock, bounds = RunLock(store.lock_path(LOCK), holder), _Bounds(store, topology)
+    lock, bounds = RunLock(store.lock_path(ARCHIVE_LOCK), holder), _Bounds(store, topology)
     lock.acquire(stop)
     try:
         return [_Partition(store, bounds, directory, stop).archive() for directory in store.folders()]
@@ -104,7 +103,7 @@ class _Partition:
         for entry in entries:
             if entry.end > archived_end(self._directory):
                 self._put(entry)
-        self._remove(entries)
+        self._remove(entries, end)
         return self._done
 
     def _put(self, entry: Entry) -> None:
@@ -125,10 +124,12 @@ class _Partition:
         self._done.raw_bytes += entry.length
         self._done.archived_bytes += size
 
-    def _remove(self, entries: list[Entry]) -> None:
+    def _remove(self, entries: list[Entry], committed: int | None) -> None:
         """Remove local files that the archive has, oldest first, as long as they are old and nobody needs them soon."""
         local = {segment.base: segment for segment in list_segments(self._directory)[:-1]}
         behind = self._bounds.behind(self._directory)
+        if committed is not None:  # after an older database was put back its writer gives these bytes again
+            behind.append((committed, "its own processor"))
         oldest = now() - self._store.settings.live_window
         for entry in entries:
             segment = local.get(entry.base)
