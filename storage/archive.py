@@ -79,21 +79,20 @@ class Archive:
             try:
                 while packed := file.read(_PACKED):
                     total += len(packed)
-                    piece = unpacker.decompress(
-                        packed
-                    )  # its length is bounded by that of the segment, which the frame names
+                    piece = unpacker.decompress(packed)  # some hundred KiB, of a log
                     digest.update(piece)
                     length += len(piece)
                     take(piece)
-                    if unpacker.eof:
+                    if unpacker.eof or length > entry.length:
                         break
             except zstandard.ZstdError as error:
                 raise Incomplete(
                     f"the object is no whole zstd frame: {error}", where=where, found=f"an error after {length} bytes"
                 ) from error
-            if not unpacker.eof:
+            whole = unpacker.eof or length > entry.length  # of what is longer the end does not matter
+            if not whole:
                 raise Incomplete("the object is cut off", where=where, found=f"{total} bytes of it")
-            if unpacker.unused_data or file.read(1):
+            if unpacker.eof and (unpacker.unused_data or file.read(1)):
                 raise Incomplete("the object goes on after its end", where=where, found=f"more than {total} bytes")
         if (length, digest.hexdigest()) != (entry.length, entry.sha256):
             raise CorruptLogError(

@@ -161,7 +161,7 @@ class TestRemoval:
         for spoil in (name.unlink, lambda: name.write_bytes(b"x" * 50), lambda: name.write_bytes(_frame(b"other\n"))):
             whole_object = name.read_bytes()
             spoil()
-            with pytest.raises(AfterlogError, match="gone from the archive|no whole zstd|another segment"):
+            with pytest.raises(AfterlogError, match=r"gone from the archive|no whole zstd|another segment"):
                 archive(store)
             name.write_bytes(whole_object)
         assert local(store) == there[1:]  # the first was good
@@ -245,7 +245,7 @@ class TestAcross:
         writer = DerivedWriter(
             store.directory("reactions", 0), "reactions/0", limit=300, daily=True, archive=lambda: store.archive
         )
-        with pytest.raises(AfterlogError, match="would have sealed lines of a derived log replaced"):
+        with pytest.raises(AfterlogError, match=r"would have sealed lines of a derived log replaced"):
             writer.extend(0, b"something else\n", may_differ=True)
         assert (local(store, "reactions"), whole(store, "reactions")) == before
 
@@ -291,7 +291,7 @@ class TestAcross:
         ):
             whole(store)
         (store.directory("events", 0) / "archived").unlink()
-        with pytest.raises(CorruptLogError, match="a segment is missing or has changed its length"):
+        with pytest.raises(CorruptLogError, match=r"a segment is missing or has changed its length"):
             store.reader("events", 0).end()
 
     def test_an_archived_segment_that_was_changed_is_not_read(self, make_store: MakeStore) -> None:
