@@ -13,6 +13,8 @@ from storage.errors import AfterlogError, UsageError
 from storage.segment import fsync_directory, make_directory
 
 _USER = re.compile(r"(?<=://)[^/]*@")
+_BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss", "r2"})
+"""Where there are no folders to be made, and the attempt might make a bucket of a misspelt name."""
 
 
 class Remote:
@@ -69,7 +71,8 @@ class Remote:
                 fsync_directory((folder / name).parent)
                 return
             path = f"{self._root_of()}/{name}"
-            self._filesystem().makedirs(path.rpartition("/")[0], exist_ok=True)
+            if self._url.partition("://")[0] not in _BUCKETS:
+                self._filesystem().makedirs(path.rpartition("/")[0], exist_ok=True)
             self._filesystem().put_file(str(draft), path)
             draft.unlink()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 import zstandard
 
+from benchmarks.crash_archive import SMALL as crash_settings
+from benchmarks.crash_archive import Archiving
 from deployments import cli_logs
 from storage.archive import Archive
 from storage.backup import make_backup
@@ -27,6 +30,7 @@ from tasks.archive import Archived, archive_all
 from tasks.topology import build_topology
 from tests.conftest import log_bytes
 from tests.test_commit import T0, add, process, processed, result, shop, tax
+from tests.test_crash import ended, start
 from tests.test_deliver import deliver
 
 MakeStore = Callable[..., Store]
@@ -358,3 +362,28 @@ class TestBackup:
 
 
 TABLES = ("customer", "item", "orders", "order_line", "basket_line")
+
+
+class TestKilled:
+    @pytest.mark.parametrize(
+        "step", ["archive-compressed", "archive-put", "archive-noted", "archive-checked", "archive-removed"]
+    )
+    def test_a_kill_at_any_step_loses_nothing_and_the_next_archive_goes_on(self, tmp_path: Path, step: str) -> None:
+        archiving = Archiving(tmp_path / "home", seed=3)
+        for nth in (1, 2, 3):
+            for _ in range(3):
+                archiving.grow()
+            killed = start(archiving.home, "archive", "--no-prefect", kill=f"{step}:{nth}", **crash_settings)
+            assert ended(killed) == -signal.SIGKILL
+            archiving.check()
+        archived, here = archiving.finish()
+        assert archived > 3
+        assert here == 1
+
+    def test_kills_at_random_moments(self, tmp_path: Path) -> None:
+        """Five here; benchmarks/crash_archive.py has as many as wanted."""
+        archiving = Archiving(tmp_path / "home", seed=random.randrange(1 << 30))
+        for _ in range(5):
+            archiving.grow()
+            archiving.hit()
+        assert archiving.finish()[1] == 1
