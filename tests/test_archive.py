@@ -6,6 +6,7 @@ import os
 import random
 import re
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from storage.store import Store
 from storage.times import show
 from tasks.archive import Archived, archive_all
 from tasks.topology import build_topology
+from tasks.verify import verify_all
 from tests.conftest import log_bytes
 from tests.test_commit import T0, add, process, processed, result, shop, tax
 from tests.test_crash import ended, start
@@ -387,3 +389,79 @@ class TestKilled:
             archiving.grow()
             archiving.hit()
         assert archiving.finish()[1] == 1
+
+
+def test_appends_processors_readers_and_two_archives_side_by_side(make_store: MakeStore) -> None:
+    store, over, failed, appended = make_store(**SMALL), threading.Event(), [], []
+    lines = iter([add(n / 7, n % 5) for n in range(300)])
+
+    def again(work: Callable[[], object]) -> Callable[[], None]:
+        def loop() -> None:
+            try:
+                while not over.is_set():
+                    work()
+            except Exception as error:  # noqa: BLE001  # whatever it is, the test shows it
+                failed.append(error)
+                over.set()
+
+        return loop
+
+    def append_one() -> None:
+        line = next(lines, None)
+        if line is None:
+            over.set()
+        else:
+            append_lines(store, "events", [line])
+            appended.append(line)
+
+    def read_all() -> None:
+        there = len(appended)
+        assert whole(store).count(b"\n") >= there
+
+    work = [append_one, lambda: process(store), read_all, lambda: archive_here(store), lambda: archive_here(store)]
+    threads = [threading.Thread(target=again(each)) for each in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert failed == []
+    assert whole(store) == b"".join(line + b"\n" for line in appended)
+    assert process(store)[1] == {}
+    archive(store)
+    assert verify_all(store, store.settings)[1] == []
+    assert len(local(store)) == 1
+
+
+def archive_here(store: Store) -> None:
+    archive_all(store, build_topology(store.settings), "a test")
+
+
+def test_the_flow_archives_tells_what_it_did_and_keeps_the_password(
+    home: Path, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.artifacts import Artifact
+
+    from flows.archive import archive as flow
+
+    monkeypatch.setenv("AFTERLOG_SEGMENT_BYTES", "300")
+    monkeypatch.setenv("AFTERLOG_LIVE_WINDOW", "1ms")
+    store = make_store(**SMALL)
+    for n in range(10):
+        append_lines(store, "events", [tax(n)])
+    process(store)
+    state = flow(return_state=True)
+    assert state.is_completed()
+    done = {each.name: each for each in state.result()}["events/0"]
+    assert done.put >= 3
+    assert done.removed == done.put
+    [shown] = [Artifact.get("archive")]
+    assert shown is not None
+    assert "| events/0 | " in str(shown.data)
+    secret = "hunter2marked"
+    monkeypatch.setenv("AFTERLOG_ARCHIVE_URL", f"ftp://ann:{secret}@127.0.0.1:9/x")
+    for n in range(10):
+        append_lines(store, "events", [tax(n)])
+    state = flow.with_options(retries=0)(return_state=True)
+    assert state.is_failed()
+    assert "ftp://***@127.0.0.1:9/x: the archive refused: ConnectionRefused" in str(state.message)
+    assert secret not in f"{state!r}"
