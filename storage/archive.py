@@ -126,9 +126,17 @@ class Archive:
 
     def _fetch(self, directory: Path, entry: Entry) -> int:
         make_directory(self._cache)
-        with tempfile.TemporaryFile(dir=self._cache, buffering=0) as file:
+        with tempfile.TemporaryFile(dir=self._cache) as file:
+
+            def take(piece: bytes) -> None:
+                try:
+                    file.write(piece)
+                except OSError as error:
+                    raise AfterlogError(f"cannot unpack a segment: {error.strerror}", where=str(self._cache)) from error
+
             try:
-                self.unpack(directory, entry, file.write)
+                self.unpack(directory, entry, take)
+                file.flush()
             except FileNotFoundError as error:
                 raise LostDataError(
                     "a segment is neither here nor in the archive",

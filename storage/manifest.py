@@ -77,7 +77,7 @@ def read_manifest(directory: Path) -> list[Entry]:
     Raises:
         CorruptLogError: a line is no entry.
     """
-    whole, newline, _ = _read(directory / MANIFEST).rpartition(b"\n")
+    whole, newline, _ = _written(_read(directory / MANIFEST)).rpartition(b"\n")
     try:
         return _entry.decode_lines(whole) if newline else []
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -123,17 +123,17 @@ def with_archived(directory: Path, local: list[Segment]) -> list[Segment]:
 def seal(directory: Path, upto: int | None = None) -> int:
     """Write the entries of sealed segments that have none yet, durably; gives how many. `upto`: only before this offset.
 
-    What a crash left of an entry is compared with what is written now.
+    What a crash left of an entry, which nobody was told of, is written anew.
 
     Raises:
-        CorruptLogError: the segments do not go on where the manifest ends, or half an entry is another one's.
+        CorruptLogError: the segments do not go on where the manifest ends.
     """
     sealed = list_segments(directory)[:-1]
     if not sealed:
         return 0
     with locked(directory / MANIFEST) as handle:
         fresh = os.fstat(handle).st_size == 0
-        last, torn = _tail(handle, directory)
+        last = _tail(handle, directory)
         end, written = last.end if last else 0, 0
         for segment in sealed:
             size = segment.path.stat().st_size
@@ -146,8 +146,8 @@ def seal(directory: Path, upto: int | None = None) -> int:
                     "a segment is missing or has changed its length", where=str(segment.path),
                     found=f"base offset {segment.base}", expected=end, do="Restore the partition's files from a backup",
                 )  # fmt: skip
-            last = _add(handle, directory, segment, last, torn)
-            end, torn, written = last.end, b"", written + 1
+            last = _add(handle, directory, segment, last)
+            end, written = last.end, written + 1
         if fresh:
             fsync_directory(directory)
     return written
@@ -169,33 +169,43 @@ def place_before(directory: Path, millis: int) -> tuple[int, int]:
     return offset, clock
 
 
-def _add(handle: int, directory: Path, segment: Segment, last: Entry | None, torn: bytes) -> Entry:
+def _add(handle: int, directory: Path, segment: Segment, last: Entry | None) -> Entry:
+    _fsync(segment.path)  # a segment that was rolled by hand may not be durable, and its entry must not outlive it
     span = span_of(segment.path, last.last if last else 0)
     entry = Entry(segment.base, *span, last.hash if last else genesis(directory))
-    line = entry.line() + b"\n"
-    if not line.startswith(torn):
-        raise CorruptLogError(
-            "the manifest ends in half an entry of other bytes than the segment's",
-            where=f"{directory / MANIFEST}, the entry of {segment.path.name}",
-            found=repr(torn[-200:]), expected=repr(line[: len(torn)][-200:]), do="Restore both from a backup",
-        )  # fmt: skip
     os.lseek(handle, 0, os.SEEK_END)
-    os.write(handle, line[len(torn) :])
+    os.write(handle, entry.line() + b"\n")
     os.fsync(handle)
     return entry
 
 
-def _tail(handle: int, directory: Path) -> tuple[Entry | None, bytes]:
-    """The last whole entry of a manifest, and what a crash left of the next one."""
+def _tail(handle: int, directory: Path) -> Entry | None:
+    """The last entry of a manifest; what a crash left after it is cut off."""
     size = os.fstat(handle).st_size
-    text = os.pread(handle, 2 * _LONGEST_LINE, max(0, size - 2 * _LONGEST_LINE))
-    whole, newline, torn = text.rpartition(b"\n")
+    start = max(0, size - 2 * _LONGEST_LINE)
+    text = _written(os.pread(handle, size - start, start))
+    whole, newline, _ = text.rpartition(b"\n")
+    if (end := start + len(whole) + len(newline)) < size:
+        os.ftruncate(handle, end)
     if not newline:
-        return None, torn
+        return None
     entry = parse_entry(whole.rpartition(b"\n")[2])
     if entry is None:
         raise CorruptLogError("the last line of the manifest is no entry", where=str(directory / MANIFEST))
-    return entry, torn
+    return entry
+
+
+def _written(text: bytes) -> bytes:
+    """What of a file's end was written: a power loss may have left NULs."""
+    return text.partition(b"\0")[0]
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _read(path: Path) -> bytes:

@@ -107,17 +107,12 @@ class PartitionReader:
         self._refresh()  # what was read may have come from another reader, by a cache
         for segment in reversed(self._segments):
             if segment.base < upto:
-<<<<<<< HEAD
-                if segment.length is not None:
+                if segment.entry is not None:
                     return  # the archive has it
                 os.fdatasync(self._use(segment))
                 if segment != self._named:  # who made it may have died, and who wrote by hand makes nothing durable
                     fsync_directory(self.directory)
                     self._named = segment
-=======
-                if segment.entry is None:
-                    os.fdatasync(self._use(segment))
->>>>>>> 13c5032 (Verify, backups and the archive; tests)
                 return
 
     def line_start(self, offset: int) -> int:
