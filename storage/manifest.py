@@ -132,7 +132,6 @@ def seal(directory: Path, upto: int | None = None) -> int:
     if not sealed:
         return 0
     with locked(directory / MANIFEST) as handle:
-        fresh = os.fstat(handle).st_size == 0
         last = _tail(handle, directory)
         end, written = last.end if last else 0, 0
         for segment in sealed:
@@ -148,8 +147,8 @@ def seal(directory: Path, upto: int | None = None) -> int:
                 )  # fmt: skip
             last = _add(handle, directory, segment, last)
             end, written = last.end, written + 1
-        if fresh:
-            fsync_directory(directory)
+        os.fsync(handle)  # also of what another has written and may have died before it was durable
+        fsync_directory(directory)
     return written
 
 
@@ -173,9 +172,7 @@ def _add(handle: int, directory: Path, segment: Segment, last: Entry | None) -> 
     _fsync(segment.path)  # a segment that was rolled by hand may not be durable, and its entry must not outlive it
     span = span_of(segment.path, last.last if last else 0)
     entry = Entry(segment.base, *span, last.hash if last else genesis(directory))
-    os.lseek(handle, 0, os.SEEK_END)
-    os.write(handle, entry.line() + b"\n")
-    os.fsync(handle)
+    os.pwrite(handle, entry.line() + b"\n", os.fstat(handle).st_size)
     return entry
 
 
