@@ -43,6 +43,10 @@ app.command("deployments.cli_backup:backup", help="Write a backup of the databas
 app.command(
     "deployments.cli_backup:restore", help="Put a backup back; nothing of a log is lost, nobody is mailed twice."
 )
+app.command(
+    "deployments.cli_archive:archive", help="Put sealed segments into the archive, and remove here what is old."
+)
+app.command("deployments.cli_archive:verify", help="Check every sealed byte, and name the place of whatever is wrong.")
 app.command("deployments.cli_automations:automations", name="automations", help="What Prefect's server does by itself.")
 
 

@@ -44,7 +44,7 @@ def process(
             raise UsageError("--follow-for goes with --as-of now only")
         _finish(*_follow_for(settings, follow_for))
     elif prefect:
-        _with_prefect(settings)
+        prepare_prefect(settings)
         from prefect import tags  # after the environment: Prefect reads it at import
 
         from flows.process import process as flow
@@ -78,7 +78,7 @@ def deliver(
         raise UsageError("--limit is too small", found=limit, expected="at least 1")
     settings = load_settings()
     if prefect:
-        _with_prefect(settings)
+        prepare_prefect(settings)
         from prefect import tags  # after the environment: Prefect reads it at import
 
         from flows.react import react as flow
@@ -172,7 +172,7 @@ def _show_mails(summary: DeliverySummary) -> None:
         )
 
 
-def _with_prefect(settings: Settings) -> None:
+def prepare_prefect(settings: Settings) -> None:
     """Prepare this process for Prefect, before it is imported."""
     env = environment(settings)
     url = find_server(settings)

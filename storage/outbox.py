@@ -273,5 +273,6 @@ class Outbox:
                 f"{self.log}/{partition}",
                 limit=settings.segment_bytes,
                 daily=settings.segment_daily,
+                archive=lambda: self.store.archive,
             )
         return self._writers[partition]

@@ -8,19 +8,27 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from storage.errors import CorruptLogError
 from storage.times import DAY
+
+if TYPE_CHECKING:
+    from storage.manifest import Entry
 
 SUFFIX = ".jsonl"
 
 
 class Segment(NamedTuple):
-    """One file: `base` is the offset of its first byte."""
+    """One file: `base` is the offset of its first byte. Its `entry` in the manifest is given where only the archive has it."""
 
     base: int
     path: Path
+    entry: Entry | None = None
+
+    def size(self) -> int:
+        """Its length in bytes, by now."""
+        return self.path.stat().st_size if self.entry is None else self.entry.length
 
 
 def segment_path(directory: Path, base: int) -> Path:
@@ -55,7 +63,7 @@ def check_contiguous(segments: list[Segment]) -> None:
                 do="Restore the partition's files from a backup",
             )
         if successor is not None:
-            expected = segment.base + segment.path.stat().st_size
+            expected = segment.base + segment.size()
 
 
 def file_end(directory: Path) -> int:

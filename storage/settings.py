@@ -89,6 +89,10 @@ class Settings(BaseSettings):
     ahead: Duration = 300_000
     segment_bytes: int = Field(64 << 20, ge=1)
     segment_daily: bool = True
+    archive_url: SecretStr | None = None
+    """Where sealed segments go: a folder, or a URL that fsspec knows, such as `s3://bucket/path`; `archive` in HOME by default."""
+    live_window: Duration = 86_400_000
+    """A sealed segment stays here for so long after its last line, also when the archive has it."""
 
     timeout: Duration = 1_800_000
     excluded_verbs: frozenset[str] = frozenset()

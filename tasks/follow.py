@@ -208,6 +208,7 @@ class PartitionFollower:
             f"{log}/{self.partition}",
             limit=settings.segment_bytes,
             daily=settings.segment_daily,
+            archive=lambda: store.archive,
         )
         return Target(log, writer, store.committed_end(log, self.partition, self.generation))
 

@@ -23,7 +23,7 @@ SAME = (
 SEED = (PREFECT_YAML.parent / "seed.jsonl").read_bytes()
 NAMES = {
     "process/shift", "react/shift", "process/by-hand", "react/by-hand", "brake/by-hand", "quarantine-retry/by-hand",
-    "why/by-hand",
+    "why/by-hand", "archive/daily",
 }  # fmt: skip
 
 
@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def as_registered(deployment: dict[str, Any]) -> dict[str, Any]:
     """What must be equal, whichever way it was registered."""
-    schedules = [(s["schedule"]["interval"], s["active"]) for s in deployment["schedules"]]
+    schedules = [(s["schedule"].get("interval") or s["schedule"]["cron"], s["active"]) for s in deployment["schedules"]]
     limit = (deployment.get("global_concurrency_limit") or {}).get("limit")
     return {key: deployment.get(key) for key in SAME} | {"schedules": schedules, "limit": limit}
 

@@ -19,11 +19,11 @@ import tasks.follow
 from storage.append import PartitionWriter
 from storage.clock import Clock
 from storage.commit import Position
-from storage.derived import DerivedWriter, _pieces
+from storage.derived import DerivedWriter
 from storage.locks import RunLock
 from storage.outbox import Outbox
 from storage.reader import PartitionReader
-from storage.segment import file_end, list_segments
+from storage.segment import file_end
 from storage.tables import Checkpoint
 
 Plant = AbstractContextManager[Any]
@@ -102,7 +102,7 @@ def _leaking_lock() -> Plant:
 
 def _adopt_what_may_be_lost() -> Plant:
     def tail(self: DerivedWriter, end: int) -> bytes:
-        return b"".join(_pieces(list_segments(self.directory), end, file_end(self.directory)))
+        return b"".join(self._bytes(end, file_end(self.directory)))
 
     return mock.patch.object(DerivedWriter, "tail", tail)
 
