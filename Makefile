@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint types unit lock clean bench latency crash
+.PHONY: demo test lint types unit lock clean bench latency crash simulate
 
 demo: $(INSTALLED)  ## show it all: make demo, or make demo ONCE=1
 	@$(BIN)/afterlog demo $(if $(ONCE),--once)
@@ -27,6 +27,9 @@ latency: $(INSTALLED)  ## append to derived event, append to mail, over hand-ove
 
 crash: $(INSTALLED)  ## kill -9 at N random moments (100) over all verbs, and hold what is left against the promises
 	$(BIN)/python -m benchmarks.crash $(or $(N),100)
+
+simulate: $(INSTALLED)  ## live through one seed, or SEEDS of them from it on: make simulate SEED=7 STEPS=20 SEEDS=1
+	@$(BIN)/python -m tests.simulator $(or $(SEED),1) $(or $(STEPS),20) $(or $(SEEDS),1)
 
 lock:  ## pin every dependency again; needs uv
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \

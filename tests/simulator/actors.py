@@ -179,6 +179,13 @@ class Actors:
             self._count += 1
             stray = self.stray = Living(Process(f"stray {self._count} of {name}"))
             self.world.act(stray.process, lambda: self._read_checkpoint(stray, name))
+            if stray.process.dead or self.random.random() < 0.3:
+                return
+            self.append()  # so that there is something to do, for one that is quicker
+            self._count += 1
+            self.world.doubled = True
+            self.world.act(Process(f"run {self._count}"), lambda: self._to_end([name], None))
+        if stray.process.dead or self.world.disk.lost:
             return
         self.world.doubled, self.stray = True, None
         self.world.act(stray.process, lambda: self._commit_late(stray))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import sqlite3
 import tempfile
 from collections.abc import Iterator
@@ -109,6 +110,7 @@ def empty_database() -> bytes:
         connection.commit()
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         connection.close()
+        gc.freeze()  # what was imported stays: the collections of so many worlds need not look at it
         return file.read_bytes()
 
 

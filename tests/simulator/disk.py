@@ -169,14 +169,14 @@ class Disk:
 
     def leave(self, how: str) -> None:
         """A call has had its effect; a process that was to die after it dies now."""
-        if how.startswith(("kill", "power", "outage")):
+        if how.startswith(("kill", "death", "power", "outage")):
             self.die(how.split()[0])
 
     def die(self, kind: str) -> None:
         """End the process that runs, or all of them."""
         assert self.process is not None
         self.process.dead = True
-        self.lost = self.lost or kind != "kill"
+        self.lost = self.lost or kind not in ("kill", "death")
         raise KilledError
 
     def folder_of(self, path: str) -> tuple[Folder, str]:
@@ -237,10 +237,12 @@ class Disk:
 
 FILES = {"open", "create", "read", "write", "pwrite", "fsync", "ftruncate", "mkdir", "unlink", "flock"}
 STATEMENTS = {"begin", "execute", "commit"}
+HINGES = {"fsync", "begin", "commit", "committed", "connect", "quit"}
 CALLS = {
     "kill": FILES | STATEMENTS | {"committed", "connect", "quit"},
     "power": FILES | STATEMENTS | {"committed", "connect", "quit"},
-    "outage": {"fsync", "begin", "commit", "committed", "connect", "quit"},
+    "death": HINGES,
+    "outage": HINGES,
     "eio": FILES - {"flock"},
     "enospc": {"create", "write", "pwrite", "mkdir"},
     "short": {"write"},
@@ -248,8 +250,8 @@ CALLS = {
     "unheard": {"committed"},
     "preempt": FILES,
 }
-"""Which calls a fault can befall. "unheard": it was committed, and the connection lost before anybody heard of it. "outage": the
-power is lost where most hangs on the order of things."""
+"""Which calls a fault can befall. "unheard": it was committed, and the connection lost before anybody heard of it. "death" and
+"outage": a kill or the loss of power where most hangs on the order of things."""
 
 
 def _apply(content: bytearray, at: int, data: bytes | None) -> None:

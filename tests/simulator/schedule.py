@@ -15,16 +15,14 @@ STEPS = 20
 _MINUTE, _DAY = 60_000, 86_400_000
 _JUMPS = [0, 0, 1, 100, 5_000, 5_000, 20_000, _MINUTE, 10 * _MINUTE, 31 * _MINUTE, 31 * _MINUTE, _DAY, -_MINUTE, -_DAY]
 _DEEDS = (
-    ["append"] * 8 + ["by_hand", "tick", "tick"] + ["process"] * 5 + ["follow"] * 5 + ["go_astray"] * 2
+    ["append"] * 8 + ["by_hand", "tick", "tick"] + ["process"] * 5 + ["follow"] * 5 + ["go_astray"] * 3
     + ["deliver"] * 4 + ["back_up", "restore"]
 )  # fmt: skip
 _MEANWHILE = ["append", "append", "tick", "process", "go_astray"]
-_FAULTS = (
-    ["kill"] * 5
-    + ["power"] * 2
-    + ["outage"] * 4
-    + ["eio", "eio", "enospc", "enospc", "short", "refused", "refused", "unheard"]
-)
+_FAULTS = [
+    "kill", "kill", "kill", "death", "death", "death", "power", "power", "outage", "outage", "outage", "outage",
+    "eio", "eio", "enospc", "enospc", "short", "refused", "refused", "unheard",
+]  # fmt: skip
 
 
 class FoundError(Exception):
@@ -65,6 +63,7 @@ def simulate(seed: int, steps: int = STEPS) -> Outcome:
             where = "".join(traceback.format_exception(error))
             head = f"seed {seed}, {len(lived.trace)} of {steps} steps: {error}"
             traceback.clear_frames(error.__traceback__)
+            lived.actors.forget_all()
             raise FoundError("\n".join([head, str(settings), *lived.trace, where])) from None
         return Outcome(made.disk.calls, made.disk.digest, lived.trace)
 
