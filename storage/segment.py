@@ -95,8 +95,10 @@ def fsync_directory(directory: Path) -> None:
 
 def make_directory(directory: Path) -> None:
     """Make a directory and its parents, for their owner only, each name made durable before one is made in it."""
+    if directory.is_dir():
+        return
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
-    if missing:
+    if missing:  # else another was quicker
         _fsync_name(missing[-1].parent)
     for path in reversed(missing):
         path.mkdir(mode=0o700, exist_ok=True)

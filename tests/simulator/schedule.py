@@ -47,10 +47,10 @@ def simulate(seed: int, steps: int = STEPS) -> Outcome:
     random = Random(seed)
     settings = {
         "partitions": random.choice([1, 1, 1, 1, 1, 2]),
-        "segment_bytes": random.choice([1, 2_000, 64 << 20]),
+        "segment_bytes": random.choice([1, 2_000, 2_000, 64 << 20]),
         "segment_daily": random.choice([True, False]),
-        "batch_bytes": random.choice([1, 700, 512 << 10]),
-        "commit_bytes": random.choice([1, 1_500, 64 << 20]),
+        "batch_bytes": random.choice([1, 700, 700, 512 << 10, 512 << 10]),
+        "commit_bytes": random.choice([1, 1_500, 1_500, 64 << 20, 64 << 20]),
         "cache_keys": random.choice([1, 20_000]),
     }
     with world(random, **settings) as made:
