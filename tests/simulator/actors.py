@@ -9,11 +9,12 @@ from typing import Any
 
 from storage.append import LOCK
 from storage.backup import make_backup
-from storage.clock import Clock
+from storage.clock import Clock, Snapshot
 from storage.door import append_events, append_lines
 from storage.errors import AppendError, ConflictError
-from storage.locks import locked
+from storage.locks import RunLock, locked
 from storage.restore import restore_database, restore_logs
+from storage.segment import list_segments
 from storage.store import Store
 from tasks import process as work
 from tasks.deliver import deliver_to_end
@@ -34,6 +35,8 @@ class Living:
     store: Store | None = None
     run: Run | None = None
     followers: dict[str, list[PartitionFollower]] = field(default_factory=dict)
+    locks: dict[str, RunLock] = field(default_factory=dict)
+    saw: Snapshot | None = None
 
 
 class Actors:
@@ -111,11 +114,10 @@ class Actors:
     def by_hand(self) -> None:
         """Somebody with a shell appends under the lock, perhaps half a line, and makes nothing durable."""
         directory = self.world.home / "logs" / "events" / "0"
-        segments = sorted(directory.glob("*.jsonl"))
-        if segments and self.world.settings.partitions == 1:  # else it would be another subject's partition
+        if directory.is_dir() and self.world.settings.partitions == 1:  # else it would be another subject's partition
             data = b"".join(self.lines.raw(self.world.wall) + b"\n" for _ in range(2))
             data = data[: -self.random.choice([0, 0, 1, 20]) or None]
-            self.world.act(Process("hand"), lambda: _cat(directory, segments[-1], data))
+            self.world.act(Process("hand"), lambda: _cat(directory, data))
 
     def tick(self) -> None:
         """A tick is written down."""
@@ -154,20 +156,36 @@ class Actors:
         if shift is None or shift.process.dead:
             self._count += 1
             shift = self.shift = Living(Process(f"shift {self._count}"))
-        self.world.act(shift.process, lambda: self._follow(shift))
+        alone = self.world.disk.process is None
+        self.world.act(shift.process, lambda: self._follow(shift, alone), lives_on=True)
 
-    def _follow(self, shift: Living) -> None:
+    def _follow(self, shift: Living, alone: bool) -> None:
         if shift.run is None:
             shift.run = self.world.run("shift")
         for name in self.random.sample([*self.world.topology.processors], self.random.choice([1, 2, 3])):
-            if name not in shift.followers:
-                if not shift.run.lock(name).try_acquire():
-                    continue
-                partitions = shift.run.store.partitions(self.world.topology.reads(name))
-                shift.followers[name] = [PartitionFollower(shift.run, name, part) for part in partitions]
-            shift.run.stop.clear()
-            while work._round(shift.run, shift.followers[name]):
-                pass
+            try:
+                self._follow_one(shift, shift.run, name, alone)
+            except Exception:  # as a shift does: thrown away, and made anew at the next try
+                for follower in shift.followers.pop(name, []):
+                    follower.close()
+                if name in shift.locks:
+                    shift.locks.pop(name).release()
+                raise
+
+    def _follow_one(self, shift: Living, run: Run, name: str, alone: bool) -> None:
+        if name not in shift.locks:
+            lock = run.lock(name)
+            if not lock.try_acquire():
+                if alone:
+                    raise BrokenPromiseError(f"nobody is at work, and the lock of {name} is held")
+                return
+            shift.locks[name] = lock
+        if name not in shift.followers:
+            partitions = run.store.partitions(self.world.topology.reads(name))
+            shift.followers[name] = [PartitionFollower(run, name, partition) for partition in partitions]
+        run.stop.clear()
+        while work._round(run, shift.followers[name]):
+            pass
 
     def go_astray(self) -> None:
         """A run without a lock, as two machines on one disk would have it: it reads a checkpoint, and commits much later."""
@@ -181,7 +199,7 @@ class Actors:
             self.world.act(stray.process, lambda: self._read_checkpoint(stray, name))
             if stray.process.dead or self.random.random() < 0.3:
                 return
-            self.append()  # so that there is something to do, for one that is quicker
+            self.append()  # so that there is more to do, for one that is quicker
             self._count += 1
             self.world.doubled = True
             self.world.act(Process(f"run {self._count}"), lambda: self._to_end([name], None))
@@ -194,6 +212,7 @@ class Actors:
     def _read_checkpoint(self, stray: Living, name: str) -> None:
         stray.run = self.world.run("stray")
         stray.followers[name] = [PartitionFollower(stray.run, name, 0)]
+        stray.saw = stray.followers[name][0].snapshot()
 
     def _commit_late(self, stray: Living) -> None:
         assert stray.run is not None
@@ -202,7 +221,7 @@ class Actors:
         log, disk = follower.processor.writes, self.world.disk
         before = disk.log(log, 0, durable=False) if log else b""
         try:
-            follower.advance(follower.snapshot())
+            follower.advance(stray.saw or follower.snapshot())
         except ConflictError:
             alone = not any("preempt" in what for what in disk.injected)
             if alone and log and disk.log(log, 0, durable=False) != before:
@@ -224,8 +243,8 @@ class Actors:
 
     def back_up(self) -> None:
         """A person makes a backup."""
-        if f"{self.world.home}/logs" not in self.world.disk.folders:
-            return
+        if not {f"{self.world.home}/logs", f"{self.world.home}/locks"} <= self.world.disk.folders.keys():
+            return  # there is nothing yet
         self._count += 1
         self.backup = self.world.home.parent / f"backup-{self._count}"
         with self.world.aside() as store:
@@ -242,8 +261,11 @@ class Actors:
         self.world.reopen()
 
 
-def _cat(directory: Path, segment: Path, data: bytes) -> None:
+def _cat(directory: Path, data: bytes) -> None:
     with locked(directory / LOCK):
-        handle = os.open(segment, os.O_WRONLY | os.O_APPEND)
+        segments = list_segments(directory)
+        if not segments:
+            return
+        handle = os.open(segments[-1].path, os.O_WRONLY | os.O_APPEND)
         os.write(handle, data)
         os.close(handle)

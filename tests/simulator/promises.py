@@ -23,6 +23,8 @@ class Promises:
     def __init__(self, world: World, actors: Actors) -> None:
         self.world, self.actors = world, actors
         self._committed: dict[tuple[str, int], bytes] = {}
+        self._offsets: dict[tuple[str, str, int], tuple[int, int]] = {}
+        self._database = world.database
 
     def check(self) -> None:
         """After every step.
@@ -31,6 +33,7 @@ class Promises:
             BrokenPromiseError: one does not hold.
         """
         self._nothing_rests_on_what_may_be_lost()
+        self._nobody_goes_back()
         self._committed_bytes_stay()
         self._confirmed_lines_stay()
         self._at_most_once()
@@ -65,6 +68,15 @@ class Promises:
             self._demand(len(there) == end, f"{log}/{part} has {len(there)} bytes, and {end} were relied upon")
             durable = self.world.disk.log(log, part, durable=True)[:end]
             self._demand(durable == there, f"{log}/{part}: of {end} bytes relied upon not all are durable")
+
+    def _nobody_goes_back(self) -> None:
+        """No checkpoint lies before the one that was committed before it, unless an older database was put back."""
+        if self._database is not self.world.database:
+            self._database, self._offsets = self.world.database, {}
+        for processor, log, part, offset, tick_offset, *_ in self.world.rows(_POSITIONS):
+            before = self._offsets.get((processor, log, part), (0, 0))
+            self._demand(offset >= before[0] and tick_offset >= before[1], f"the checkpoint of {processor} went back")
+            self._offsets[processor, log, part] = offset, tick_offset
 
     def _committed_bytes_stay(self) -> None:
         for (log, part), end in self._ends().items():
