@@ -20,6 +20,8 @@ from tests.simulator.schedule import FoundError, simulate
 SEEDS = int(os.environ.get("AFTERLOG_TEST_SEEDS", "300"))
 PATIENCE = int(os.environ.get("AFTERLOG_TEST_PLANT_SEEDS", "150"))
 _PART = 10
+FOUND: dict[str, int] = {}
+"""The first seed that finds a planted bug, where it is not the very first one."""
 
 
 def _live(first: int) -> str:
@@ -32,14 +34,13 @@ def _live(first: int) -> str:
     return ""
 
 
-def _seeds_to_find(plant: str) -> int | None:
+def _finds(plant: str, seed: int) -> bool:
     with PLANTS[plant]():
-        for seed in range(PATIENCE):
-            try:
-                simulate(seed)
-            except Exception:  # noqa: BLE001  # whatever a planted bug leads to, it was noticed
-                return seed + 1
-    return None
+        try:
+            simulate(seed)
+        except FoundError:
+            return True
+    return False
 
 
 def test_every_promise_holds_whatever_the_seed() -> None:
@@ -50,9 +51,9 @@ def test_every_promise_holds_whatever_the_seed() -> None:
 
 @pytest.mark.parametrize("plant", PLANTS)
 def test_a_planted_bug_is_found(plant: str) -> None:
-    found = _seeds_to_find(plant)
-    assert found is not None, f"{PATIENCE} seeds did not find it"
-    print(f"{plant}: found after {found} seeds")
+    """By the seed that found it first, or, once the schedule has changed, by any of the first few."""
+    known = FOUND.get(plant, 0)
+    assert _finds(plant, known) or any(_finds(plant, seed) for seed in range(PATIENCE)), f"not by {PATIENCE} seeds"
 
 
 def test_a_seed_repeats_itself_to_the_call_whatever_the_order_of_sets() -> None:

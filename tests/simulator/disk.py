@@ -118,7 +118,7 @@ class Disk:
         self.fault: Fault | None = None
         self.injected: list[str] = []
         self.calls, self.digest = 0, 0
-        self.lost = False
+        self.lost, self.how = False, ""
         self.preempt: Callable[[], None] = lambda: None
 
     def enter(self, call: str, where: str) -> str:
@@ -162,6 +162,9 @@ class Disk:
             raise OSError(errno.ENOSPC, "No space left on device")
         if kind in ("short", "refused", "unheard"):
             return kind
+        if kind == "torn":
+            self.how = "some"
+            self.die(kind)
         how = self.random.choice(["before", "after", "half"] if call == "write" else ["before", "after"])
         if how == "before":
             self.die(kind)
@@ -186,8 +189,8 @@ class Disk:
 
     def lose_power(self) -> None:
         """Put on the disk what a power loss leaves there."""
-        how = self.random.choice(["lost", "lost", "kept", "some", "some", "some"])
-        self._restart(self.home, how)
+        self._restart(self.home, self.how or self.random.choice(["lost", "lost", "kept", "some", "some", "some"]))
+        self.how = ""
 
     def _restart(self, path: Path, how: str) -> None:
         folder = self.folders[str(path)]
@@ -235,14 +238,15 @@ class Disk:
         )
 
 
-FILES = {"open", "create", "read", "write", "pwrite", "fsync", "ftruncate", "mkdir", "unlink", "flock"}
+FILES = {"open", "create", "read", "write", "pwrite", "fsync", "flush", "ftruncate", "mkdir", "unlink", "flock"}
 STATEMENTS = {"begin", "execute", "commit"}
-HINGES = {"fsync", "begin", "commit", "committed", "connect", "quit"}
+HINGES = {"fsync", "flush", "begin", "commit", "committed", "connect", "quit"}
 CALLS = {
     "kill": FILES | STATEMENTS | {"committed", "connect", "quit"},
     "power": FILES | STATEMENTS | {"committed", "connect", "quit"},
     "death": HINGES,
     "outage": HINGES,
+    "torn": {"flush"},
     "eio": FILES - {"flock"},
     "enospc": {"create", "write", "pwrite", "mkdir"},
     "short": {"write"},
@@ -251,7 +255,7 @@ CALLS = {
     "preempt": FILES,
 }
 """Which calls a fault can befall. "unheard": it was committed, and the connection lost before anybody heard of it. "death" and
-"outage": a kill or the loss of power where most hangs on the order of things."""
+"outage": a kill or the loss of power where most hangs on the order of things. "torn": the power is lost at an fsync of bytes."""
 
 
 def _apply(content: bytearray, at: int, data: bytes | None) -> None:

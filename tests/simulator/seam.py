@@ -173,7 +173,8 @@ class Seam:
         if number < _FIRST:
             self._real.fsync(number)
             return
-        handle, how = self._at("fsync", number)
+        known = self._handles.get(number)
+        handle, how = self._at("flush" if known and known.file and known.file.pending else "fsync", number)
         (handle.file or self.disk.folders[handle.path]).sync()
         self.disk.leave(how)
 
