@@ -162,8 +162,8 @@ class Disk:
             raise OSError(errno.ENOSPC, "No space left on device")
         if kind in ("short", "refused", "unheard"):
             return kind
-        if kind == "torn":
-            self.how = "some"
+        if kind in ("torn", "unflushed"):
+            self.how = "some" if kind == "torn" else ""
             self.die(kind)
         how = self.random.choice(["before", "after", "half"] if call == "write" else ["before", "after"])
         if how == "before":
@@ -179,7 +179,7 @@ class Disk:
         """End the process that runs, or all of them."""
         assert self.process is not None
         self.process.dead = True
-        self.lost = self.lost or kind not in ("kill", "death")
+        self.lost = self.lost or kind not in ("kill", "death", "unflushed")
         raise KilledError
 
     def folder_of(self, path: str) -> tuple[Folder, str]:
@@ -247,6 +247,7 @@ CALLS = {
     "death": HINGES,
     "outage": HINGES,
     "torn": {"flush"},
+    "unflushed": {"flush"},
     "eio": FILES - {"flock"},
     "enospc": {"create", "write", "pwrite", "mkdir"},
     "short": {"write"},
@@ -255,7 +256,8 @@ CALLS = {
     "preempt": FILES,
 }
 """Which calls a fault can befall. "unheard": it was committed, and the connection lost before anybody heard of it. "death" and
-"outage": a kill or the loss of power where most hangs on the order of things. "torn": the power is lost at an fsync of bytes."""
+"outage": a kill or the loss of power where most hangs on the order of things. "unflushed" and "torn": the same just
+before bytes are made durable."""
 
 
 def _apply(content: bytearray, at: int, data: bytes | None) -> None:

@@ -20,7 +20,7 @@ _DEEDS = (
 )  # fmt: skip
 _MEANWHILE = ["append", "append", "tick", "process", "go_astray"]
 _FAULTS = [
-    "kill", "kill", "kill", "death", "death", "death", "power", "power", "outage", "outage", "torn", "torn", "torn",
+    "kill", "kill", "kill", "death", "death", "unflushed", "unflushed", "unflushed", "power", "power", "outage", "outage", "torn", "torn", "torn",
     "eio", "eio", "enospc", "enospc", "short", "refused", "refused", "unheard",
 ]  # fmt: skip
 
@@ -88,7 +88,7 @@ class _Schedule:
         if draw < 0.45:
             kind = self.random.choice(_FAULTS)
             if kind not in ("kill", "power"):  # of the calls that it can befall there are fewer
-                at = self.random.randint(1, 3 if kind == "torn" else max(usual // 6, 2))
+                at = self.random.randint(1, 3 if kind in ("torn", "unflushed") else max(usual // 6, 2))
             disk.fault = Fault(kind, at, lasts=kind in ("enospc", "eio", "refused") and self.random.random() < 0.3)
         elif draw < 0.6:
             disk.fault = Fault("preempt", at)
