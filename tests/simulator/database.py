@@ -6,7 +6,7 @@ import functools
 import gc
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ class SimulatedDatabase(Database):
     def __init__(self, file: Path, home: Path, disk: Disk) -> None:
         super().__init__(f"sqlite:///{file}", home)
         self.disk = disk
+        self.after_commit: Callable[[], None] = lambda: None
 
     @cached_property
     def engine(self) -> sa.Engine:
@@ -66,6 +67,8 @@ class SimulatedDatabase(Database):
             with self._writing.begin():
                 yield self._writing
                 self._pass("commit")
+            if self.disk.process is not None:
+                self.after_commit()
             how = self.disk.enter("committed", "")
             if how == "unheard":
                 raise _refusal("server closed the connection unexpectedly")

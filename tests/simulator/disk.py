@@ -37,6 +37,8 @@ class Fault:
     kind: str
     at: int
     lasts: bool = False
+    aim: str = ""
+    """Only where a path has this in it."""
 
 
 @dataclass
@@ -137,7 +139,7 @@ class Disk:
         where = where.removeprefix(str(self.home))
         self.digest = zlib.crc32(f"{process.name} {call} {where}".encode(), self.digest)
         fault = self.fault
-        if fault is None or call not in CALLS[fault.kind]:
+        if fault is None or call not in CALLS[fault.kind] or fault.aim not in where:
             return ""
         fault.at -= 1
         if fault.at > 0:

@@ -25,6 +25,7 @@ class Promises:
         self._committed: dict[tuple[str, int], bytes] = {}
         self._offsets: dict[tuple[str, str, int], tuple[int, int]] = {}
         self._database = world.database
+        world.database.after_commit = self.nothing_rests_on_what_may_be_lost
 
     def check(self) -> None:
         """After every step.
@@ -32,7 +33,7 @@ class Promises:
         Raises:
             BrokenPromiseError: one does not hold.
         """
-        self._nothing_rests_on_what_may_be_lost()
+        self.nothing_rests_on_what_may_be_lost()
         self._nobody_goes_back()
         self._committed_bytes_stay()
         self._confirmed_lines_stay()
@@ -54,8 +55,8 @@ class Promises:
             (log, part): end for log, part, end in self.world.rows('SELECT log, partition, "end" FROM committed_end')
         }
 
-    def _nothing_rests_on_what_may_be_lost(self) -> None:
-        """No checkpoint, tick or committed end lies beyond what an fsync has covered."""
+    def nothing_rests_on_what_may_be_lost(self) -> None:
+        """No checkpoint, tick or committed end lies beyond what an fsync has covered; after every single commit."""
         needed = self._ends()
         for processor, log, part, offset, tick_offset, lines, done, bad, ignored, _ in self.world.rows(_POSITIONS):
             needed[log, part] = max(needed.get((log, part), 0), offset)
@@ -73,6 +74,7 @@ class Promises:
         """No checkpoint lies before the one that was committed before it, unless an older database was put back."""
         if self._database is not self.world.database:
             self._database, self._offsets = self.world.database, {}
+            self._database.after_commit = self.nothing_rests_on_what_may_be_lost
         for processor, log, part, offset, tick_offset, *_ in self.world.rows(_POSITIONS):
             before = self._offsets.get((processor, log, part), (0, 0))
             self._demand(offset >= before[0] and tick_offset >= before[1], f"the checkpoint of {processor} went back")

@@ -25,6 +25,9 @@ _FAULTS = [
 ]  # fmt: skip
 
 
+_AIMS = ["/logs/deliveries/", "/logs/deliveries/", "/logs/clock/", "/logs/reactions/", "/logs/baskets/", "/locks/"]
+
+
 class FoundError(Exception):
     """A promise did not hold: the seed, and what led there."""
 
@@ -83,15 +86,7 @@ class _Schedule:
         self.world.seam.wall += self.random.choice(_JUMPS)
         self.world.server.kind = False
         disk.injected, self.world.doubled = [], self.actors.stray is not None
-        draw, usual = self.random.random(), self._usual.get(deed, 40)
-        at = self.random.randint(1, usual)
-        if draw < 0.45:
-            kind = self.random.choice(_FAULTS)
-            if kind not in ("kill", "power"):  # of the calls that it can befall there are fewer
-                at = self.random.randint(1, 3 if kind in ("torn", "unflushed") else max(usual // 6, 2))
-            disk.fault = Fault(kind, at, lasts=kind in ("enospc", "eio", "refused") and self.random.random() < 0.3)
-        elif draw < 0.6:
-            disk.fault = Fault("preempt", at)
+        disk.fault = self._draw_fault(self._usual.get(deed, 40))
         self.trace.append(f"{deed} at {self.world.wall}")
         before = disk.calls
         getattr(self.actors, deed)()
@@ -103,6 +98,21 @@ class _Schedule:
             self.actors.forget_all()
             self.world.lose_power()
         self.promises.check()
+
+    def _draw_fault(self, calls: int) -> Fault | None:
+        """What goes wrong in a step that makes so many calls: at any of them, or at one of the few that a bug would hide at."""
+        draw, pick = self.random.random(), self.random.randint
+        if draw >= 0.6:
+            return None
+        if draw >= 0.45:
+            return Fault("preempt", pick(1, calls))
+        kind = self.random.choice(_FAULTS)
+        lasts = kind in ("enospc", "eio", "refused") and self.random.random() < 0.3
+        if kind in ("torn", "unflushed", "enospc", "eio", "kill", "power") and self.random.random() < 0.5:
+            return Fault(kind, pick(1, 2 if kind in ("torn", "unflushed") else 6), lasts, self.random.choice(_AIMS))
+        rare = kind in ("torn", "unflushed", "enospc", "short")
+        most = calls if kind in ("kill", "power") else 4 if rare else max(calls // 6, 2)
+        return Fault(kind, pick(1, most), lasts)
 
     def end(self) -> None:
         """Nothing goes wrong any more, and everything is brought to its end."""
