@@ -27,6 +27,8 @@ _FAULTS = [
 
 _AIMS = ["/logs/deliveries/", "/logs/deliveries/", "/logs/clock/", "/logs/reactions/", "/logs/baskets/", "/locks/"]
 
+_WEAK = {"deliver": "/logs/deliveries/", "follow": "/locks/", "tick": "/logs/clock/"}
+
 
 class FoundError(Exception):
     """A promise did not hold: the seed, and what led there."""
@@ -86,7 +88,7 @@ class _Schedule:
         self.world.seam.wall += self.random.choice(_JUMPS)
         self.world.server.kind = False
         disk.injected, self.world.doubled = [], self.actors.stray is not None
-        disk.fault = self._draw_fault(self._usual.get(deed, 40))
+        disk.fault = self._draw_fault(deed, self._usual.get(deed, 40))
         self.trace.append(f"{deed} at {self.world.wall}")
         before = disk.calls
         getattr(self.actors, deed)()
@@ -99,11 +101,15 @@ class _Schedule:
             self.world.lose_power()
         self.promises.check()
 
-    def _draw_fault(self, calls: int) -> Fault | None:
+    def _draw_fault(self, deed: str, calls: int) -> Fault | None:
         """What goes wrong in a step that makes so many calls: at any of them, or at one of the few that a bug would hide at."""
         draw, pick = self.random.random(), self.random.randint
         if draw >= 0.6:
             return None
+        if deed in _WEAK and draw < 0.15:
+            return Fault(
+                self.random.choice(["unflushed", "torn", "kill", "eio", "enospc"]), pick(1, 2), aim=_WEAK[deed]
+            )
         if draw >= 0.45:
             return Fault("preempt", pick(1, calls))
         kind = self.random.choice(_FAULTS)
