@@ -23,7 +23,6 @@ from storage.derived import DerivedWriter
 from storage.locks import RunLock
 from storage.outbox import Outbox
 from storage.reader import PartitionReader
-from storage.segment import file_end
 from storage.tables import Checkpoint
 
 Plant = AbstractContextManager[Any]
@@ -100,13 +99,6 @@ def _leaking_lock() -> Plant:
     return mock.patch.object(RunLock, "try_acquire", try_acquire)
 
 
-def _adopt_what_may_be_lost() -> Plant:
-    def tail(self: DerivedWriter, end: int) -> bytes:
-        return b"".join(self._bytes(end, file_end(self.directory)))
-
-    return mock.patch.object(DerivedWriter, "tail", tail)
-
-
 def _unsynced_tick() -> Plant:
     real = Clock.__init__
 
@@ -139,7 +131,6 @@ PLANTS: dict[str, Callable[[], Plant]] = {
     "make a name in a folder whose own is not durable": lambda: mock.patch.object(
         storage.segment, "_fsync_name", _nothing
     ),
-    "adopt an outcome before it is durable": _adopt_what_may_be_lost,
     "count a line twice": _count_lines_twice,
 }
 """By what is wrong: the planted bugs of issue C first, then those that the simulator found in the real code."""

@@ -14,6 +14,7 @@ from typing import Any
 from unittest import mock
 
 import storage.times
+from storage.append import _Tail
 from tests.simulator.disk import Disk, File, KilledError, Process
 
 _FIRST = 1 << 30  # no descriptor of the kernel's is that high, and none of ours is given twice
@@ -72,9 +73,10 @@ class Seam:
         process.handles.clear()
 
     def let_go(self) -> None:
-        """Have Python close what it would close some time later, when nobody would know these descriptors any more."""
-        if self._orphans:
-            gc.collect()
+        """Have nobody close a descriptor of a dead process later, when it would be one of the kernel's."""
+        for thing in gc.get_objects() if self._orphans else ():
+            if isinstance(thing, _Tail) and thing.handle in self._orphans:
+                thing.handle = -1
 
     def _is_ours(self, path: Any) -> bool:
         return not self._passing and os.fspath(path).startswith(self.home) if not isinstance(path, int) else False
