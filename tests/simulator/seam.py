@@ -74,8 +74,8 @@ class Seam:
 
     def let_go(self) -> None:
         """Have nobody close a descriptor of a dead process later, when it would be one of the kernel's."""
-        for thing in gc.get_objects() if self._orphans else ():
-            if isinstance(thing, _Tail) and thing.handle in self._orphans:
+        for thing in gc.get_objects() if self._orphans or self._handles else ():
+            if isinstance(thing, _Tail) and thing.handle >= _FIRST:
                 thing.handle = -1
 
     def _is_ours(self, path: Any) -> bool:
