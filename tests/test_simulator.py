@@ -95,7 +95,8 @@ class TestDisk:
         for at in (0, 4, 8):
             file.write(at, b"abc\n")
         left = {file.after_power_loss("some", Random(seed)) for seed in range(300)}
-        assert {b"", b"abc\n", b"abc\nabc\n", bytes(4) + b"abc\n", b"abc\n" * 3, b"abc\na"} <= left
+        assert {b"", b"abc\n" * 3} <= left
+        assert any(len(one) % 4 for one in left)
         assert any(bytes(4) in one for one in left)
 
     def test_a_name_is_lost_with_its_folder_unsynced_whatever_was_done_to_the_file(self) -> None:
