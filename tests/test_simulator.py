@@ -17,7 +17,7 @@ from tests.simulator.disk import Disk, Fault, File, Folder, KilledError, Process
 from tests.simulator.plants import PLANTS
 from tests.simulator.schedule import FoundError, simulate
 
-SEEDS = int(os.environ.get("AFTERLOG_TEST_SEEDS", "300"))
+SEEDS = int(os.environ.get("AFTERLOG_TEST_SEEDS", "150"))
 PATIENCE = int(os.environ.get("AFTERLOG_TEST_PLANT_SEEDS", "150"))
 _PART = 10
 FOUND = {
