@@ -43,6 +43,11 @@ app.command(
 app.command(
     "deployments.cli_replay:replays", name="replays", help="What replays made: list, show, promote, discard, roll back."
 )
+app.command(
+    "deployments.cli_verify_derived:verify_derived_logs",
+    name="verify-derived",
+    help="Whether what is live follows from the log.",
+)
 app.command("deployments.cli_backup:backup", help="Write a backup of the database and the logs, while everything runs.")
 app.command(
     "deployments.cli_backup:restore", help="Put a backup back; nothing of a log is lost, nobody is mailed twice."

@@ -14,6 +14,7 @@ from storage.generations import find_replay, list_replays
 from storage.settings import load_settings
 from storage.store import Store
 from storage.times import parse_time, show
+from tasks import promote as promotion
 from tasks.impact import Comparison, compare
 from tasks.replay import drop_replay, run_replay, start
 from tasks.replay_plan import Planned, Request, Ticks, describe, read_plan
@@ -92,8 +93,45 @@ def discard(which: str) -> None:
     Args:
         which: its name, or its generation's number.
     """
-    generation = drop_replay(Store(load_settings()), which, f"afterlog replays discard, process {os.getpid()}")
+    generation = drop_replay(Store(load_settings()), which, _holder("discard"))
     say(f"generation {generation} is gone")
+
+
+@replays.command
+def promote(which: str) -> None:
+    """Make a replay's generation live: it catches up, and in one transaction everybody goes on with it.
+
+    Args:
+        which: its name, or its generation's number.
+    """
+    settings = load_settings()
+    _tell(promotion.promote(Store(settings), build_topology(settings), which, _holder("promote")))
+
+
+@replays.command
+def rollback(which: str) -> None:
+    """Make live again what was live before a replay was promoted. What was delivered meanwhile stays delivered.
+
+    Args:
+        which: its name, or its generation's number.
+    """
+    settings = load_settings()
+    _tell(promotion.rollback(Store(settings), build_topology(settings), which, _holder("rollback")))
+
+
+def _holder(what: str) -> str:
+    return f"afterlog replays {what}, process {os.getpid()}"
+
+
+def _tell(moved: promotion.Moved) -> None:
+    live = ", ".join(f"{log} generation {generation}" for log, generation in moved.live.items())
+    say(f"live is now {live}; the schedule waited for {moved.seconds:.2f} s")
+    say(
+        f"{moved.queued} mails were queued by the difference"
+        + f", {moved.too_soon} left out as too soon after another" * bool(moved.too_soon)
+    )
+    for note in moved.notes:
+        say(note)
 
 
 def _open(which: str) -> tuple[Store, Topology, Planned]:

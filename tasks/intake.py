@@ -41,16 +41,12 @@ _decode_recipient = msgspec.json.Decoder(_Recipient).decode
 _decode_wire = msgspec.json.Decoder(_Wire).decode
 
 
-def mail_row(event: Event, position: Position, restores: Restores) -> dict[str, Any]:
-    """The row of an EMAIL event: WAITING, or CLAIMED where it may have been sent before a backup was put back."""
+def mail_row(event: Event, log: str, partition: int, generation: int) -> dict[str, Any]:
+    """The row of an EMAIL event that waits to be sent."""
     recipient, context = _decode_recipient(event.object), _decode_wire(event.raw).context
-    doubtful = context.not_after >= now() and restores.may_have_been_sent_at(
-        position.log, position.partition, event.offset
-    )
     return {
-        "event_id": event.event_id, "state": CLAIMED if doubtful else WAITING,
-        "reason": MAY_HAVE_BEEN_SENT if doubtful else "", "log": position.log, "generation": position.generation,
-        "partition": position.partition, "offset": event.offset, "recipient_type": recipient.type,
+        "event_id": event.event_id, "state": WAITING, "reason": "", "log": log, "generation": generation,
+        "partition": partition, "offset": event.offset, "recipient_type": recipient.type,
         "recipient_id": str(recipient.id), "not_after": context.not_after, "changed_at": now(),
     }  # fmt: skip
 
@@ -113,7 +109,7 @@ class Intake:
         while batch := self._run.derived_batches.get(
             source.reader, source.log, position.partition, position.offset, end, position.clock
         ):
-            mails = [mail_row(event, position, self._restores) for event in batch.events if event.verb == "EMAIL"]
+            mails = [self._mail(event, position) for event in batch.events if event.verb == "EMAIL"]
             settled = [settled_row(event) for event in batch.events if event.verb in OUTCOMES]
             left = [event.clock for event in batch.events if source.log == BASKETS and event.verb == ABANDONED]
             position.offset, position.clock = batch.end, batch.clock
@@ -127,3 +123,12 @@ class Intake:
             self.taken_in += len(mails)
             moved = True
         return moved
+
+    def _mail(self, event: Event, position: Position) -> dict[str, Any]:
+        """The row of a mail: WAITING, or CLAIMED where it may have been sent before a backup was put back."""
+        row = mail_row(event, position.log, position.partition, position.generation)
+        if row["not_after"] >= now() and self._restores.may_have_been_sent_at(
+            position.log, position.partition, event.offset
+        ):
+            row |= {"state": CLAIMED, "reason": MAY_HAVE_BEEN_SENT}
+        return row

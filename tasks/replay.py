@@ -29,10 +29,11 @@ from tasks.local import side_by_side
 from tasks.process import Summary
 from tasks.replay_follow import ReplayFollower, ReplayRun, versions_of
 from tasks.replay_plan import Plan, Planned, Request, make_plan, read_plan, write_plan
-from tasks.timeline import Place
+from tasks.timeline import Place, Version
 from tasks.topology import Topology
 
 Goals = Mapping[tuple[str, int], Place]
+Versions = Callable[[str, int], list[Version]]
 
 
 @dataclass
@@ -132,10 +133,13 @@ def open_replay(planned: Planned, store: Store, topology: Topology, holder: str)
     return ReplayRun(store, topology, holder, generations)
 
 
-def bring(run: ReplayRun, plan: Plan, goals: Goals) -> list[Summary]:
-    """Bring every processor of a plan to its goal: side by side those that read the same, then those that read from them."""
+def bring(run: ReplayRun, plan: Plan, goals: Goals, versions: Versions | None = None) -> list[Summary]:
+    """Bring every processor of a plan to its goal: side by side those that read the same, then those that read from them.
+
+    `versions` says with which settings; where it is left out, the recorded ones, but for what the plan changes.
+    """
     first = [name for name in plan.processors if run.topology.reads(name) not in plan.logs]
-    outcome = side_by_side(run, first, lambda _run, name: _bring(run, plan, name, goals))
+    outcome = side_by_side(run, first, lambda _run, name: _bring(run, plan, name, goals, versions))
     if outcome.failures:
         name, error = next(iter(outcome.failures.items()))
         if len(outcome.failures) == 1:
@@ -145,10 +149,10 @@ def bring(run: ReplayRun, plan: Plan, goals: Goals) -> list[Summary]:
         raise Stopped("stopped on its way")  # by something that is no error
     run.stop.clear()  # side by side, whoever ends tells the others
     rest = [name for name in plan.processors if name not in first]
-    return [*outcome.summaries, *(_bring(run, plan, name, goals) for name in rest)]
+    return [*outcome.summaries, *(_bring(run, plan, name, goals, versions) for name in rest)]
 
 
-def _bring(run: ReplayRun, plan: Plan, name: str, goals: Goals) -> Summary:
+def _bring(run: ReplayRun, plan: Plan, name: str, goals: Goals, versions: Versions | None) -> Summary:
     log, summary = run.topology.reads(name), Summary(name)
     recorded = plan.request.as_of == "recorded"
     for partition in run.store.partitions(log, run.generation(log)):
@@ -158,9 +162,11 @@ def _bring(run: ReplayRun, plan: Plan, name: str, goals: Goals) -> Summary:
             goal = goals[name, partition]
         else:
             continue  # the live one has not begun with it
-        changed = plan.changed.get(name, {})
-        versions = versions_of(run, name, partition, plan.base, changed, ticks=recorded)
-        follower = ReplayFollower(run, name, partition, versions)
+        if versions is None:
+            known = versions_of(run, name, partition, plan.base, plan.changed.get(name, {}), ticks=recorded)
+        else:
+            known = versions(name, partition)
+        follower = ReplayFollower(run, name, partition, known)
         before = Position(**asdict(follower.position))
         try:
             if recorded or goal.tick_offset == 0:

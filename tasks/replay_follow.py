@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from storage.clock import Clock, Snapshot, Tick
 from storage.store import Store
@@ -102,4 +103,4 @@ def versions_of(
             reader.close()
     if not ticks:
         found = without_ticks(found)
-    return [Version(v.place, {**v.settings, **changed}, v.code, v.clock) for v in found]
+    return [replace(v, settings={**v.settings, **changed}) for v in found]

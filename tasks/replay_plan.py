@@ -58,8 +58,8 @@ class Plan(msgspec.Struct):
     """By `processor/partition`: where to end. One that reads what another of them writes ends at its end."""
     ends: dict[str, int]
     """By `log/partition`: the live committed ends to compare with."""
-    previous: dict[str, int] = {}
-    """By log, once it was promoted: what was live before."""
+    moved_at: int = 0
+    """Once it was promoted: the end of the log `clock` then."""
 
 
 @dataclass
@@ -93,13 +93,13 @@ def make_plan(store: Store, topology: Topology, request: Request, holder: str) -
     Raises:
         UsageError: something in `request` cannot be.
     """
-    processors = topology.downstream(_chosen(topology, request))
+    processors = [n for n in topology.downstream(_chosen(topology, request)) if topology.writes(n) is not None]
     changed = changed_settings(topology, request.settings)
     _check_changed(changed, processors, request)
     if isinstance(request.as_of, int):
         check_as_of(request.as_of)
     live = Run(store, topology, holder)
-    logs = [log for name in processors if (log := topology.writes(name)) is not None]
+    logs = [str(topology.writes(name)) for name in processors]
     reads = {topology.reads(name) for name in processors}
     base = {log: live.generation(log) for log in sorted({*logs, *reads})}
     positions, ends = read_ends(store.database, base)
@@ -113,8 +113,8 @@ def make_plan(store: Store, topology: Topology, request: Request, holder: str) -
     for name in processors:
         if topology.reads(name) in logs:
             process_to_end(live, name, None)
-            log = topology.writes(name)
-            compare |= {f"{log}/{part}": store.committed_end(str(log), part) for part in store.partitions(str(log))}
+            log = str(topology.writes(name))
+            compare |= {f"{log}/{part}": store.committed_end(log, part) for part in store.partitions(log)}
     return Plan(request, processors, logs, base, changed, since, until, goals, compare)
 
 

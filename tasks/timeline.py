@@ -32,12 +32,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Version:
-    """From `place` on: these settings, this code. `clock` is the log's greatest clock before it."""
+    """From `place` on: these settings, this code. `clock` is the log's greatest clock before it, `at_clock` where it is recorded."""
 
     place: Place
     settings: dict[str, Any]
     code: str
     clock: int = 0
+    at_clock: int = 0
 
 
 def recorded(lines: Iterable[Mapping[str, Any]], processor: str, generation: int, source: str) -> list[Version]:
@@ -54,7 +55,7 @@ def recorded(lines: Iterable[Mapping[str, Any]], processor: str, generation: int
         place = Place(offset, line.get("tick_offset", line["at_clock"] if offset else 0))
         while found and (found[-1].place == place or not found[-1].place.is_reached(place)):
             found.pop()
-        found.append(Version(place, line["settings"], line["code"], line.get("clock", 0)))
+        found.append(Version(place, line["settings"], line["code"], line.get("clock", 0), line["at_clock"]))
     return found
 
 
