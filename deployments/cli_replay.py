@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
 from deployments.console import say, show_table
+from deployments.server import use_prefect
 from storage.errors import UsageError
 from storage.generations import find_replay, list_replays
 from storage.settings import load_settings
 from storage.store import Store
-from storage.times import parse_time, show
+from storage.times import show
 from tasks import promote as promotion
 from tasks.impact import Comparison, compare
-from tasks.replay import drop_replay, run_replay, start
-from tasks.replay_plan import Planned, Request, Ticks, describe, read_plan
+from tasks.replay import NICE, drop_replay, run_replay, start
+from tasks.replay_plan import Planned, Request, describe, parse_ticks, read_plan
 from tasks.topology import Topology, build_topology
 
 replays = App(name="replays", help="Generations that replays made: list, show, promote, discard, rollback.")
-_NICE = 10
 
 
 def replay(
@@ -32,6 +32,8 @@ def replay(
     set_: Annotated[list[str] | None, Parameter(name="--set")] = None,
     as_of: str = "recorded",
     name: str = "",
+    decide: Literal["compare", "ask"] = "compare",
+    prefect: Annotated[bool, Parameter(negative="--no-prefect")] = True,
 ) -> None:
     """Run processors again over the past, into a new generation beside the live one, and show how it differs.
 
@@ -44,11 +46,25 @@ def replay(
         set_: a setting for the whole of the past, `timeout=45m`; may be given several times.
         as_of: recorded (the recorded ticks), or one tick at the end instead: log-end, RFC 3339, milliseconds since 1970.
         name: what to call it. The name of one that was interrupted goes on with it.
+        decide: compare only, or ask in Prefect's UI with the difference in view: yes promotes, no discards.
+        prefect: run as a Prefect flow run; --no-prefect does the same work in this process.
     """
     settings = load_settings()
-    request = Request(tuple(processors or ()), from_, to, _pairs(set_ or []), _ticks(as_of), name)
+    wanted = _pairs(set_ or [])
+    if prefect:
+        use_prefect(settings)
+        from prefect import tags  # after the environment: Prefect reads it at import
+
+        from flows.replay import replay as flow
+
+        with tags("afterlog", "cli"):
+            _show(flow(processors or [], from_, to, wanted, as_of, name, decide))
+        return
+    if decide == "ask":
+        raise UsageError("--decide ask asks in Prefect's UI, so it does not go with --no-prefect")
+    request = Request(tuple(processors or ()), from_, to, wanted, parse_ticks(as_of), name)
     store, topology, holder = Store(settings), build_topology(settings), f"afterlog replay, process {os.getpid()}"
-    os.nice(_NICE)  # what is live comes first
+    os.nice(NICE)  # what is live comes first
     planned, resumed = start(store, topology, request, holder)
     say(
         f"{'going on with ' if resumed else ''}generation {planned.generation} ({planned.row.name}): {describe(planned)}"
@@ -151,17 +167,6 @@ def _pairs(texts: list[str]) -> dict[str, Any]:
         except json.JSONDecodeError as error:
             raise UsageError(f"--set {name} is no JSON: {error}", found=repr(value[:100])) from error
     return found
-
-
-def _ticks(text: str) -> Ticks:
-    if text == "recorded" or text == "log-end":  # the type checker narrows this way
-        return "recorded" if text == "recorded" else "log-end"
-    millis = parse_time(int(text) if text.isascii() and text.isdigit() else text)
-    if millis is None:
-        raise UsageError(
-            "--as-of is no time", found=repr(text), expected="recorded, log-end, RFC 3339, or milliseconds since 1970"
-        )
-    return millis
 
 
 def _show(found: Comparison) -> None:

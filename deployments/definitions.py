@@ -21,6 +21,7 @@ from flows.brake import brake
 from flows.process import process
 from flows.quarantine import quarantine_retry
 from flows.react import react
+from flows.replay import replay
 from storage.settings import Settings, load_settings
 
 WORK_POOL = "afterlog"
@@ -70,6 +71,7 @@ DEFINITIONS = (
     Definition(react, BY_HAND),
     Definition(brake, BY_HAND),
     Definition(quarantine_retry, BY_HAND),
+    Definition(replay, BY_HAND),
 )
 
 

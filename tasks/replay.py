@@ -32,6 +32,8 @@ from tasks.replay_plan import Plan, Planned, Request, make_plan, read_plan, writ
 from tasks.timeline import Place, Version
 from tasks.topology import Topology
 
+NICE = 10
+"""How much a process of its own gives way to what is live."""
 Goals = Mapping[tuple[str, int], Place]
 Versions = Callable[[str, int], list[Version]]
 

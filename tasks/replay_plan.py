@@ -15,7 +15,7 @@ from storage.event import MAX_DERIVED_DEPTH
 from storage.generations import ReplayRow, read_ends
 from storage.settings import Settings, load_settings
 from storage.store import Store
-from storage.times import now, parse_time, show
+from storage.times import parse_time, show
 from tasks.process import check_as_of, process_to_end
 from tasks.run import Run
 from tasks.timeline import Place
@@ -226,6 +226,22 @@ def _walk(run: Run, log: str, partition: int, found: Any) -> tuple[int, int]:
     return end, clock + 1
 
 
+def parse_ticks(text: str) -> Ticks:
+    """What a person means by as of.
+
+    Raises:
+        UsageError: it is no time.
+    """
+    if text == "recorded" or text == "log-end":  # the type checker narrows this way
+        return "recorded" if text == "recorded" else "log-end"
+    millis = parse_time(int(text) if text.isascii() and text.isdigit() else text)
+    if millis is None:
+        raise UsageError(
+            "as-of is no time", found=repr(text), expected="recorded, log-end, RFC 3339, or milliseconds since 1970"
+        )
+    return millis
+
+
 def describe(planned: Planned) -> str:
     """What a replay is, in one line."""
     plan, request = planned.plan, planned.plan.request
@@ -237,8 +253,3 @@ def describe(planned: Planned) -> str:
     if request.as_of != "recorded":
         words.append(f"as of {show(request.as_of) if isinstance(request.as_of, int) else request.as_of}")
     return " ".join(words)
-
-
-def age(row: ReplayRow) -> int:
-    """How long ago a replay last changed, in milliseconds."""
-    return now() - row.changed_at

@@ -188,7 +188,7 @@ def test_nothing_in_a_replay_can_construct_a_mail_transport() -> None:
 
 def test_the_command_line(store: Store) -> None:
     write(store, line(1, 0), line(1, 40), as_of=100)
-    done = afterlog(store.home, "replay", "--set", "timeout=45m", "--name", "longer")
+    done = afterlog(store.home, "replay", "--set", "timeout=45m", "--name", "longer", "--no-prefect")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(b"log\tlive\treplayed\tsame\tadded\tremoved\tchanged\nbaskets\t2\t1\t")
     assert b"generation 2 (longer): abandonment, remind timeout=45m" in done.stderr
