@@ -28,6 +28,7 @@ from tasks.topology import Topology, build_topology
 
 DECIDE_WITHIN = 7 * 86_400
 """Seconds that a person has; after that the generation stays, neither promoted nor discarded."""
+LOOK_EVERY = 5
 _PLACE = r"^(all|\d+|\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d(\.\d+)?)?([Zz]|[+-]\d\d:?\d\d))$"
 Where = Annotated[str, Field(pattern=_PLACE, examples=["all", "5130", "2026-01-31T12:00:00Z"])]
 AsOf = Annotated[
@@ -105,7 +106,9 @@ def _decide(planned: Planned, found: Comparison, store: Store, topology: Topolog
     shown = report(planned, found)
     try:
         verdict = pause_flow_run(
-            wait_for_input=Verdict.with_initial_data(description=shown, promote=False), timeout=DECIDE_WITHIN
+            wait_for_input=Verdict.with_initial_data(description=shown, promote=False),
+            timeout=DECIDE_WITHIN,
+            poll_interval=LOOK_EVERY,
         )
     except FlowPauseTimeout:
         get_run_logger().warning("Nobody decided: the generation stays as it is. See `afterlog replays`")

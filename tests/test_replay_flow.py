@@ -38,7 +38,7 @@ def answer(promote: bool, shown: list[str]) -> threading.Thread:
                 await asyncio.sleep(0.1)
             keyset = paused[0].state.state_details.run_input_keyset  # type: ignore[union-attr]  # it has a state
             description = await client.read_flow_run_input(paused[0].id, keyset["description"])
-            shown.append(description.decode())
+            shown.append(str(description))
             await client.resume_flow_run(paused[0].id, run_input={"promote": promote})
 
     thread = threading.Thread(target=lambda: asyncio.run(decide()), daemon=True)
@@ -57,6 +57,7 @@ def test_it_pauses_with_the_difference_in_view_and_yes_promotes_and_no_discards(
     history(store)
     shown: list[str] = []
     person = answer(promote, shown)
+    monkeypatch.setattr(module, "LOOK_EVERY", 1)
     found = module.replay(settings=FORTY_FIVE, decide="ask", name="longer")
     person.join(10)
     assert found.logs[0].removed
