@@ -65,8 +65,8 @@ def check_verified(store: Store) -> None:
 
 
 def history(store: Store) -> None:
-    """Pauses of every length."""
-    write(store, *[line(n % 6, n * 13) for n in range(60)], as_of=780)
+    """Pauses of 39 minutes, which are too long for half an hour and not for three quarters; then of 54, for both."""
+    write(store, *[line(n % 6, n * 6.5) for n in range(60)], as_of=440)
     write(store, *[line(n % 6, 800 + n * 9) for n in range(60)], as_of=1400)
 
 
@@ -74,14 +74,14 @@ def test_promoted_it_is_what_it_would_have_been_and_goes_on_as_that(make_store: 
     store = make_store()
     history(store)
     generation = replayed(store, **LONGER)
-    write(store, *[line(n % 6, 1500 + n * 9) for n in range(60)], as_of=2100)
+    write(store, *[line(n % 6, 1500 + n * 6.5) for n in range(60)], as_of=2100)
     topology = build_topology(store.settings)
     moved = promote(store, topology, "longer", "test")
     assert moved.live == {"baskets": generation, "reminders": generation}
     assert "abandonment was replayed with {'timeout': 2700000}, and goes on with {'timeout': 1800000}" in moved.notes[0]
     assert find_replay(store.database, "longer").state == LIVE
     check_as_ever(store, timeout="45m")
-    append_lines(store, "events", [line(n % 6, 2200 + n * 9) for n in range(60)])
+    append_lines(store, "events", [line(n % 6, 2200 + n * 6.5) for n in range(60)])
     process(store.home, timeout="45m", as_of=START + 3000 * MINUTE)
     check_as_ever(store, timeout="45m")
     check_verified(store)
@@ -96,7 +96,7 @@ def test_rolled_back_it_is_what_it_was_and_can_be_promoted_again(store: Store) -
     for minutes in (1500, 2500):
         promote(store, topology, "longer", "test")
         check_as_ever(store, timeout="45m")
-        append_lines(store, "events", [line(n % 6, minutes + n * 9) for n in range(50)])
+        append_lines(store, "events", [line(n % 6, minutes + n * 6.5) for n in range(50)])
         process(store.home, timeout="45m", as_of=START + (minutes + 460) * MINUTE)
         check_as_ever(store, timeout="45m")
         moved = rollback(store, topology, "longer", "test")
@@ -156,7 +156,7 @@ def test_a_crash_at_any_step_loses_nothing(store: Store, step: str, back: bool) 
     replayed(store, **LONGER)
     if back:
         promote(store, topology, "longer", "test")
-    append_lines(store, "events", [line(n % 6, 1500 + n * 9) for n in range(50)])
+    append_lines(store, "events", [line(n % 6, 1500 + n * 6.5) for n in range(50)])
     process(store.home, timeout="45m" if back else "30m", as_of=START + 2000 * MINUTE)
     move = rollback if back else promote
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import threading
 from pathlib import Path
@@ -26,6 +27,7 @@ def store(home: Path) -> Store:
 def answer(promote: bool, shown: list[str]) -> threading.Thread:
     """A person who looks at the paused run, and answers."""
     from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectHTTPStatusError
 
     async def decide() -> None:
         async with get_client() as client:
@@ -37,8 +39,9 @@ def answer(promote: bool, shown: list[str]) -> threading.Thread:
                     break
                 await asyncio.sleep(0.1)
             keyset = paused[0].state.state_details.run_input_keyset  # type: ignore[union-attr]  # it has a state
-            description = await client.read_flow_run_input(paused[0].id, keyset["description"])
-            shown.append(str(description))
+            while not shown:  # it is written a moment after the state
+                with contextlib.suppress(PrefectHTTPStatusError):
+                    shown.append(str(await client.read_flow_run_input(paused[0].id, keyset["description"])))
             await client.resume_flow_run(paused[0].id, run_input={"promote": promote})
 
     thread = threading.Thread(target=lambda: asyncio.run(decide()), daemon=True)
