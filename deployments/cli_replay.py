@@ -12,7 +12,7 @@ from deployments.console import say, show_table
 from deployments.server import use_prefect
 from storage.errors import UsageError
 from storage.generations import find_replay, list_replays
-from storage.settings import load_settings
+from storage.settings import Settings, load_settings
 from storage.store import Store
 from storage.times import show
 from tasks import promote as promotion
@@ -62,7 +62,10 @@ def replay(
         return
     if decide == "ask":
         raise UsageError("--decide ask asks in Prefect's UI, so it does not go with --no-prefect")
-    request = Request(tuple(processors or ()), from_, to, wanted, parse_ticks(as_of), name)
+    _replay_here(settings, Request(tuple(processors or ()), from_, to, wanted, parse_ticks(as_of), name))
+
+
+def _replay_here(settings: Settings, request: Request) -> None:
     store, topology, holder = Store(settings), build_topology(settings), f"afterlog replay, process {os.getpid()}"
     os.nice(NICE)  # what is live comes first
     planned, resumed = start(store, topology, request, holder)
