@@ -58,7 +58,7 @@ def replay(
         from flows.replay import replay as flow
 
         with tags("afterlog", "cli"):
-            _show(flow(processors or [], from_, to, wanted, as_of, name, decide))
+            show_comparison(flow(processors or [], from_, to, wanted, as_of, name, decide))
         return
     if decide == "ask":
         raise UsageError("--decide ask asks in Prefect's UI, so it does not go with --no-prefect")
@@ -75,7 +75,7 @@ def _replay_here(settings: Settings, request: Request) -> None:
     done = run_replay(planned, store, topology, holder)
     for note in done.notes:
         say(note)
-    _show(compare(store, topology, done.planned))
+    show_comparison(compare(store, topology, done.planned))
     say(
         f"`afterlog replays promote {planned.row.name}` makes it live, `afterlog replays discard {planned.row.name}` drops it"
     )
@@ -102,7 +102,7 @@ def show_(which: str) -> None:
     say(f"generation {planned.generation} ({planned.row.name}) is {planned.row.state}: {describe(planned)}")
     if planned.row.state == "DISCARDED":
         raise UsageError("it was discarded: there is nothing left to compare", where=f"generation {planned.generation}")
-    _show(compare(store, topology, planned))
+    show_comparison(compare(store, topology, planned))
 
 
 @replays.command
@@ -172,7 +172,8 @@ def _pairs(texts: list[str]) -> dict[str, Any]:
     return found
 
 
-def _show(found: Comparison) -> None:
+def show_comparison(found: Comparison) -> None:
+    """Print how two generations differ, and whose inbox that would change."""
     rows = [(d.log, d.old, d.new, d.same, d.added, d.removed, d.changed) for d in found.logs]
     show_table("By event.id", ("log", "live", "replayed", "same", "added", "removed", "changed"), rows)
     examples = [
