@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from storage import steps
 from storage.errors import AfterlogError
-from storage.generations import LIVE, list_replays
+from storage.generations import LIVE, READY, RUNNING, list_replays
 from storage.settings import load_settings
 from storage.store import Store
 from tasks.impact import compare
@@ -38,10 +38,9 @@ LOGS = {"baskets": "abandonment", "reminders": "remind"}
 
 @dataclass(frozen=True)
 class Turn:
-    """After so many lines: a replay, a promotion or a rollback, ended by a crash after so many steps, or not at all."""
+    """After so many lines, what comes next: a replay, its promotion, its rollback; a crash ends it after so many steps."""
 
     after: int
-    what: str
     crash: int | None
 
 
@@ -67,14 +66,16 @@ class Turning(Shop):
 
     def turn(self, turn: Turn) -> None:
         """Do it, with its crash; whichever generation is live after that, the timeout is that one's."""
+        if turn.after % 3:
+            self.process()
         self.start()
         with _crashing(turn.crash):
-            if turn.what == "replay":
+            rows = list_replays(self.store.database)
+            if not rows or rows[-1].state == RUNNING:
                 planned, _ = start(self.store, self.topology, Request(settings={"timeout": LONG}, name="long"), "test")
                 run_replay(planned, self.store, self.topology, "test")
             else:
-                with contextlib.suppress(AfterlogError):  # there is nothing to promote or to roll back yet
-                    (promote if turn.what == "promote" else rollback)(self.store, self.topology, "long", "test")
+                (promote if rows[-1].state == READY else rollback)(self.store, self.topology, "long", "test")
         rows = list_replays(self.store.database)
         self.use(LONG if rows and rows[-1].state == LIVE else SHORT)
 
@@ -97,14 +98,9 @@ def _crashing(after: int | None) -> Any:
 
 
 turns = st.lists(
-    st.builds(
-        Turn,
-        st.integers(0, 30),
-        st.sampled_from(["replay", "replay", "promote", "promote", "rollback"]),
-        st.sampled_from([None, None, 0, 1, 2, 5, 9, 14, 20, 30]),
-    ),
-    min_size=1,
-    max_size=6,
+    st.builds(Turn, st.integers(0, 30), st.sampled_from([None, None, None, None, 0, 1, 2, 5, 9, 14, 20, 30])),
+    min_size=2,
+    max_size=8,
 )
 
 
@@ -117,7 +113,7 @@ turns = st.lists(
     keys=st.sampled_from([1, 20_000]),
 )
 @settings(
-    max_examples=max(20, EXAMPLES // 5), deadline=None, derandomize=True, database=None,
+    max_examples=max(50, EXAMPLES // 2), deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )  # fmt: skip
 def test_what_is_live_is_what_its_settings_give_through_any_promotions_and_crashes(
@@ -151,8 +147,9 @@ def _check(shop: Turning) -> None:
             assert shop.live_log(log) == log_bytes(other.home, log), log
         ids = [event["event"]["id"] for event in parsed(shop.live_log("baskets"))]
         assert len(ids) == len(set(ids))
-    found = verify_derived(shop.store, shop.topology)
-    assert [one.difference for one in found if one.difference] == []
+    if len(shop.live_log("baskets")) % 5 == 0:  # it makes a database, which takes longer than all the rest
+        found = verify_derived(shop.store, shop.topology)
+        assert [one.difference for one in found if one.difference] == []
     for row in list_replays(shop.store.database):
         planned = read_plan(row)
         run_replay(planned, shop.store, shop.topology, "test") if row.state == "RUNNING" else None
