@@ -113,7 +113,7 @@ turns = st.lists(
     keys=st.sampled_from([1, 20_000]),
 )
 @settings(
-    max_examples=max(50, EXAMPLES // 2), deadline=None, derandomize=True, database=None,
+    max_examples=max(25, EXAMPLES // 3), deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )  # fmt: skip
 def test_what_is_live_is_what_its_settings_give_through_any_promotions_and_crashes(
