@@ -17,7 +17,7 @@ types: $(INSTALLED)
 	$(BIN)/mypy
 
 unit: $(INSTALLED)
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 bench: $(INSTALLED)  ## figures against the comparison work, where it is there
 	$(BIN)/python -m benchmarks.throughput

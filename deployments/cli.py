@@ -30,6 +30,9 @@ app.command(
     "deployments.cli_status:status",
     help="Show how far each processor has come, whether it is stuck or dead, and the mails.",
 )
+app.command("deployments.cli_why:why", help="Show why something happened, back to the raw bytes.")
+app.command("deployments.cli_why:why_not", help="Show what stands between a customer and a mail.")
+app.command("deployments.cli_basket:basket", help="Show a customer's basket as it is, or as it was at any time.")
 app.command("deployments.cli_brake:pause", help="Hold all mails until `afterlog resume deliver`.")
 app.command("deployments.cli_brake:resume", help="Send mails again, what was held first.")
 app.command(
@@ -43,15 +46,14 @@ app.command(
 app.command(
     "deployments.cli_replay:replays", name="replays", help="What replays made: list, show, promote, discard, roll back."
 )
-app.command(
-    "deployments.cli_verify_derived:verify_derived_logs",
-    name="verify-derived",
-    help="Whether what is live follows from the log.",
-)
 app.command("deployments.cli_backup:backup", help="Write a backup of the database and the logs, while everything runs.")
 app.command(
     "deployments.cli_backup:restore", help="Put a backup back; nothing of a log is lost, nobody is mailed twice."
 )
+app.command(
+    "deployments.cli_archive:archive", help="Put sealed segments into the archive, and remove here what is old."
+)
+app.command("deployments.cli_archive:verify", help="Check every sealed byte, and name the place of whatever is wrong.")
 app.command("deployments.cli_automations:automations", name="automations", help="What Prefect's server does by itself.")
 
 

@@ -17,6 +17,7 @@ from storage.batches import BatchCache
 from storage.door import append_lines
 from storage.errors import AppendError, UsageError
 from storage.look import Look
+from storage.manifest import place_before
 from storage.settings import load_settings
 from storage.store import Store, check_log_name
 from storage.times import parse_time
@@ -130,7 +131,8 @@ class _Reading:
                 expected="digits, or RFC 3339 such as 2026-01-31T12:00:00Z",
             )
         reader = self._store.reader(self._log, partition, self._generation)
-        cache, offset, clock = BatchCache(1 << 20, 1 << 40, kept=1), 0, 0
+        cache = BatchCache(1 << 20, 1 << 40, kept=1)
+        offset, clock = place_before(reader.directory, millis)
         while batch := cache.get(reader, self._log, partition, offset, self._end(partition), clock):
             for event in batch.events:
                 if event.clock >= millis:

@@ -15,17 +15,21 @@ import yaml  # type: ignore[import-untyped]  # it brings no types
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.deployments.runner import RunnerDeployment
 from prefect.flows import Flow
+from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
 
+from flows.archive import archive
 from flows.brake import brake
 from flows.process import process
 from flows.quarantine import quarantine_retry
 from flows.react import react
 from flows.replay import replay
+from flows.why import why
 from storage.settings import Settings, load_settings
 
 WORK_POOL = "afterlog"
-SHIFT, BY_HAND = "shift", "by-hand"
+SHIFT, DAILY, BY_HAND = "shift", "daily", "by-hand"
+DAILY_AT = Cron("17 0 * * *", timezone="UTC")  # after midnight, when segments have rolled
 # Two of a kind overlap while they hand over. More would be a pile: the newest of them goes.
 AT_ONCE = ConcurrencyLimitConfig(limit=2, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
 _SHIFTS = "Follows the logs until its successor takes over. "
@@ -37,7 +41,7 @@ _HEAD = """\
 
 @dataclass(frozen=True)
 class Definition:
-    """One deployment. A shift is on the schedule, which the settings give; the others wait for somebody to run them."""
+    """One deployment. Shifts come as often as the settings say, daily ones once a day; the others when somebody runs them."""
 
     flow: Flow[Any, Any]
     name: str
@@ -69,9 +73,11 @@ DEFINITIONS = (
     Definition(react, SHIFT, {"shift": True}),
     Definition(process, BY_HAND),
     Definition(react, BY_HAND),
+    Definition(archive, DAILY),
     Definition(brake, BY_HAND),
     Definition(quarantine_retry, BY_HAND),
     Definition(replay, BY_HAND),
+    Definition(why, BY_HAND),
 )
 
 
@@ -84,6 +90,7 @@ async def build(definition: Definition, settings: Settings) -> RunnerDeployment:
         description=definition.description,
         entrypoint_type=EntrypointType.MODULE_PATH,
         interval=timedelta(milliseconds=settings.shift_every) if definition.is_shift else None,
+        schedule=DAILY_AT if definition.name == DAILY else None,
         concurrency_limit=AT_ONCE if definition.is_shift else None,
     )
 
@@ -114,6 +121,8 @@ def _entry(definition: Definition, settings: Settings) -> dict[str, Any]:
             "limit": AT_ONCE.limit,
             "collision_strategy": ConcurrencyLimitStrategy.CANCEL_NEW.value,
         }
+    elif definition.name == DAILY:
+        entry["schedules"] = [{"cron": DAILY_AT.cron, "timezone": DAILY_AT.timezone}]
     return entry
 
 

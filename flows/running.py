@@ -31,7 +31,7 @@ def open_run(flow: str, final: FinalTick | None = None) -> Iterator[Run]:
     """
     settings = run_settings()
     store = Store(settings)
-    run = Run(store, build_topology(settings), f"{flow} run {flow_run.name} ({flow_run.id})")
+    run = Run(store, build_topology(settings), f"{flow} run {flow_run.name} ({flow_run.id})", str(flow_run.id))
     tokens = CURRENT_RUN.set(run), CURRENT_END.set(final)
     try:
         yield run

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from storage.errors import AfterlogError, AppendError
 from storage.locks import locked
+from storage.manifest import read_manifest, seal_if_possible
 from storage.segment import create_segment, fsync_directory, is_full, list_segments, make_directory
 from storage.steps import reached
 from storage.times import now
@@ -21,6 +22,7 @@ class _Tail:
 
     def __init__(self, base: int, path: Path) -> None:
         self.base, self.path = base, path
+        self.handle = -1
         self.handle = os.open(path, os.O_RDWR | os.O_APPEND)
 
     def is_in_place(self) -> bool:
@@ -29,7 +31,8 @@ class _Tail:
         return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
 
     def __del__(self) -> None:
-        os.close(self.handle)
+        if self.handle >= 0:
+            os.close(self.handle)
 
 
 class PartitionWriter:
@@ -43,7 +46,7 @@ class PartitionWriter:
         self._write_lock, self._sync_lock = threading.Lock(), threading.Lock()
         self._tail: _Tail | None = None
         self._newest: tuple[_Tail, int] | None = None  # where this process wrote last, and up to which offset
-        self._synced = 0
+        self._synced, self._rolled = 0, False
         make_directory(directory)
 
     def append(self, lines: Sequence[bytes] | Callable[[int], Sequence[bytes]], count: int = 0) -> list[int]:
@@ -65,9 +68,12 @@ class PartitionWriter:
             offsets, end = _offsets(lines, start)
             failure = self._write(tail, lines, start, offsets)
             self._newest = (tail, end if failure is None else start)
+            rolled, self._rolled = self._rolled, False
         reached("append-written")
         self._sync(end)
         reached("append-synced")
+        if rolled:
+            seal_if_possible(self.directory)  # by who has sealed it, once its lines are in; nobody else waits for that
         if failure is not None:
             raise failure
         return offsets
@@ -75,7 +81,7 @@ class PartitionWriter:
     def _prepare(self) -> tuple[_Tail, int]:
         """The segment to write to, its last line closed, and the offset where the next one begins."""
         segments = list_segments(self.directory)
-        newest = segments[-1] if segments else create_segment(self.directory, 0)
+        newest = segments[-1] if segments else create_segment(self.directory, self._first_base())
         tail = self._use(newest.base, newest.path)
         state = os.fstat(tail.handle)
         size = state.st_size
@@ -84,14 +90,20 @@ class PartitionWriter:
         if is_full(size, state.st_mtime, now(), self.limit, self.daily):
             os.fsync(tail.handle)
             newest = create_segment(self.directory, tail.base + size)
-            tail, size = self._use(newest.base, newest.path), 0
+            tail, size, self._rolled = self._use(newest.base, newest.path), 0, True
             reached("segment-rolled")
         return tail, tail.base + size
 
+    def _first_base(self) -> int:
+        """Where a partition without a file begins: where its sealed past ends, so that no offset is given twice."""
+        entries = read_manifest(self.directory)
+        return entries[-1].end if entries else 0
+
     def _use(self, base: int, path: Path) -> _Tail:
         if self._tail is None or self._tail.path != path or not self._tail.is_in_place():
-            self._tail = _Tail(base, path)
+            tail = _Tail(base, path)
             fsync_directory(self.directory)  # whoever made it may have died before its name was durable
+            self._tail = tail  # only now: where the fsync failed, the next append tries it again
         return self._tail
 
     def _write_all(self, tail: _Tail, data: bytes) -> int:

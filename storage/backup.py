@@ -18,12 +18,15 @@ from sqlmodel import SQLModel
 from storage import tables  # noqa: F401  # its classes fill the metadata
 from storage.database import Database
 from storage.errors import UsageError
+from storage.locks import locked
+from storage.manifest import MANIFEST, archived_end, note_archived, read_manifest
 from storage.schema import HEAD
 from storage.segment import fsync_directory, list_segments, make_directory, segment_path
 from storage.store import CLOCK, Store
 from storage.times import now
 
 FILE = "afterlog.db"
+ARCHIVE_LOCK = "archive.lock"
 LABEL = "backup.json"
 """Written last: a folder without it is no whole backup."""
 _ROWS = 5_000
@@ -45,7 +48,15 @@ def make_backup(store: Store, derived: set[str], folder: Path) -> dict[str, int]
         folder.chmod(0o700)
     except OSError as error:
         raise UsageError(f"cannot make the folder: {error.strerror}", where=str(folder)) from error
-    copy_database(store.database, folder / FILE)
+    with locked(store.lock_path(ARCHIVE_LOCK)):  # no segment goes from here meanwhile
+        copy_database(store.database, folder / FILE)
+        copied = _copy_logs(store, derived, folder)
+    label = {"at": at, "schema": HEAD, "logs": copied}
+    _write_file(folder / LABEL, orjson.dumps(label, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    return copied
+
+
+def _copy_logs(store: Store, derived: set[str], folder: Path) -> dict[str, int]:
     ends = _committed_ends(folder / FILE)
     copied = {}
     # A tick names places in other logs, so the clock comes first.
@@ -58,8 +69,6 @@ def make_backup(store: Store, derived: set[str], folder: Path) -> dict[str, int]
                 end = store.reader(name, part, int(generation or 1)).end()
             copy_segments(path / str(part), folder / "logs" / path.name / str(part), end)
             copied[f"{path.name}/{part}"] = end
-    label = {"at": at, "schema": HEAD, "logs": copied}
-    _write_file(folder / LABEL, orjson.dumps(label, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     return copied
 
 
@@ -111,8 +120,12 @@ def copy_rows(source: sa.Connection, target: sa.Connection) -> None:
 
 
 def copy_segments(source: Path, target: Path, end: int) -> None:
-    """Copy a partition's bytes before offset `end`, durably, a file for each segment."""
+    """Copy a partition's bytes before offset `end` that are here, durably, a file for each segment, and its chain."""
     make_directory(target)
+    if sealed := [entry for entry in read_manifest(source) if entry.end <= end]:
+        _write_file(target / MANIFEST, b"".join(entry.line() + b"\n" for entry in sealed))
+        if archived := min(archived_end(source), sealed[-1].end):
+            note_archived(target, archived)
     for segment in list_segments(source):
         if segment.base < end or segment.base == 0:
             copy_file(segment.path, segment_path(target, segment.base), end - segment.base)

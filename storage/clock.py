@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from storage.errors import LostDataError
 from storage.locks import locked
 from storage.reader import PartitionReader
+from storage.recorded import parse_tick
 from storage.store import CLOCK, Store
 from storage.tables import Checkpoint
 from storage.times import now
@@ -47,6 +48,7 @@ class Clock:
         self._lock = store.lock_path(CLOCK)
         self._reader = store.reader(CLOCK, 0)
         self._readers: dict[tuple[str, int], PartitionReader] = {}
+        self._durable = 0
 
     def close(self) -> None:
         """Close every file."""
@@ -54,7 +56,7 @@ class Clock:
             reader.close()
 
     def snapshot(self, log: str, partition: int, tick_offset: int) -> Snapshot:
-        """The end of a partition, and the ticks from `tick_offset` of the clock on.
+        """The end of a partition, and the ticks from `tick_offset` of the clock on, which are durable.
 
         Raises:
             LostDataError: `tick_offset` lies beyond the clock's end.
@@ -64,6 +66,9 @@ class Clock:
             clock_end = self._reader.end()
         if tick_offset > clock_end:
             raise _lost_clock(clock_end, tick_offset)
+        if clock_end > self._durable:  # whoever wrote the last tick may have died before its fsync
+            self._reader.sync(clock_end)
+            self._durable = clock_end
         return Snapshot({partition: end}, self._ticks(tick_offset, clock_end), clock_end)
 
     def tick(self, as_of: int) -> Tick | None:
@@ -143,7 +148,7 @@ class Clock:
             start = block.start
             for line in block.lines:
                 start += len(line) + 1
-                tick = _parse_tick(line)
+                tick = parse_tick(line)
                 if tick is not None:
                     ticks.append(Tick(tick["as_of"], tick["ends"], start))
         return ticks
@@ -159,12 +164,6 @@ def _line(verb: str, obj: dict[str, Any], at: int) -> bytes:
             "event": {"inserted_at": now()},
         }
     )
-
-
-def _parse_tick(line: bytes) -> dict[str, Any] | None:
-    """What a line of the clock says of a tick; None for any other line, and for one that a crash tore."""
-    event = _parse(line)
-    return event["object"] if event is not None and event["verb"] == "TICK" else None
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

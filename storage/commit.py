@@ -19,6 +19,7 @@ from storage.state import StateStore
 from storage.steps import reached
 from storage.tables import Checkpoint
 from storage.times import now
+from storage.written_by import Author, note
 
 Statement = tuple[str, Sequence[Mapping[str, Any]]]
 
@@ -59,6 +60,10 @@ class Target:
     log: str
     writer: DerivedWriter
     end: int
+    spilled: int = 0
+    """How many bytes beyond `end` are written ahead of their commit."""
+    author: Author | None = None
+    """Who is to be noted with the next bytes that are committed; nobody once that is done."""
 
 
 @dataclass
@@ -98,8 +103,8 @@ def load_position(
 
 def commit(
     database: Database, source: PartitionReader, target: Target | None, position: Position, pending: Pending
-) -> int:
-    """Make `pending` and `position` durable, as one; gives how many bytes of an unconfirmed tail were cut.
+) -> str:
+    """Make `pending` and `position` durable, as one; says what was cut of an unconfirmed tail and why, if anything.
 
     `position.commit` is the number that was read; it is raised by one.
 
@@ -110,25 +115,50 @@ def commit(
     reached("commit-begun")
     source.sync(position.offset)
     reached("source-synced")
-    data = b"".join(pending.lines)
-    cut = 0
-    may_differ = position.changed_at == position.commit
-    if target is not None and (data or may_differ):
-        cut = target.writer.extend(target.end, data, may_differ=may_differ)
+    cut = ""
+    if target is not None and (pending.lines or target.spilled or position.changed_at == position.commit):
+        cut = _write_ahead(database, target, position, pending.lines, durable=True)
     with database.write() as connection:
         _swap(connection, position, 1)
         if pending.states is not None:
             pending.states.write(connection)
         for sql, rows in pending.statements:
             connection.execute(sa.text(sql), list(rows))
-        if target is not None and data:
+        if target is not None and target.spilled:
             end = {"log": target.log, "generation": position.generation, "partition": position.partition}
-            connection.execute(_SET_END, [{**end, "end": target.end + len(data)}])
+            connection.execute(_SET_END, [{**end, "end": target.end + target.spilled}])
+            if target.author is not None:
+                note(
+                    connection, target.author, target.log, target.end, partition=position.partition,
+                    generation=position.generation,
+                )  # fmt: skip
         reached("transaction-ready")
     reached("committed")
     position.commit += 1
     if target is not None:
-        target.end += len(data)
+        target.author = None if target.spilled else target.author
+        target.end, target.spilled = target.end + target.spilled, 0
+    return cut
+
+
+def spill(database: Database, target: Target, position: Position, lines: list[bytes]) -> str:
+    """Write derived bytes ahead of their commit, so that memory need not hold them; says what was cut of a tail, if anything.
+
+    They lie beyond the committed end, where no reader of ours looks and where a crash leaves bytes too: what is given
+    again is compared with them.
+
+    Raises:
+        ConflictError: another run committed meanwhile; nothing has changed.
+        NondeterminismError: an unconfirmed tail holds other bytes.
+    """
+    return _write_ahead(database, target, position, lines, durable=False)
+
+
+def _write_ahead(database: Database, target: Target, position: Position, lines: list[bytes], *, durable: bool) -> str:
+    _check_current(database, position)
+    data, may_differ = b"".join(lines), position.changed_at == position.commit
+    cut = target.writer.extend(target.end + target.spilled, data, may_differ=may_differ, durable=durable)
+    target.spilled += len(data)
     return cut
 
 
@@ -165,9 +195,22 @@ def _swap(connection: sa.Connection, position: Position, raised: int) -> None:
         sa.update(table).where(*mine).values(**values, commit=position.commit + raised, committed_at=now())
     )
     if done.rowcount != 1:
-        raise ConflictError(
-            "another run has committed since this one read its checkpoint",
-            where=f"processor {position.processor}, {position.log}/{position.partition}",
-            expected=f"commit number {position.commit}",
-            do="This run has changed nothing; the other one goes on",
-        )
+        raise _conflict(position)
+
+
+def _check_current(database: Database, position: Position) -> None:
+    """See that the swap would succeed, before the derived log is touched: beyond its end may lie another run's bytes."""
+    table: sa.Table = Checkpoint.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
+    mine = (table.c.id == position.id, table.c.generation == position.generation)
+    with database.read() as connection:
+        if connection.scalar(sa.select(table.c.commit).where(*mine)) != position.commit:
+            raise _conflict(position)
+
+
+def _conflict(position: Position) -> ConflictError:
+    return ConflictError(
+        "another run has committed since this one read its checkpoint",
+        where=f"processor {position.processor}, {position.log}/{position.partition}",
+        expected=f"commit number {position.commit}",
+        do="This run has changed nothing; the other one goes on",
+    )

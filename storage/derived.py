@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from storage.append import LOCK
 from storage.errors import AfterlogError, LostDataError, NondeterminismError
 from storage.locks import locked
+from storage.manifest import read_manifest
+from storage.reader import PartitionReader
 from storage.segment import (
-    Segment,
     create_segment,
     file_end,
     fsync_directory,
@@ -20,19 +23,26 @@ from storage.segment import (
 from storage.steps import reached
 from storage.times import now
 
+if TYPE_CHECKING:
+    from storage.archive import Archive
+
 
 class DerivedWriter:
     """The one writer of a partition of a derived log; it works under its processor's lock."""
 
-    def __init__(self, directory: Path, name: str, *, limit: int, daily: bool) -> None:
-        self.directory, self.name, self.limit, self.daily = directory, name, limit, daily
+    def __init__(
+        self, directory: Path, name: str, *, limit: int, daily: bool, archive: Callable[[], Archive] | None = None
+    ) -> None:
+        self.directory, self.name, self.limit, self.daily, self._archive = directory, name, limit, daily, archive
         make_directory(directory)
 
-    def extend(self, end: int, data: bytes, *, may_differ: bool) -> int:
-        """Have `data` durably at offset `end`, the committed end, and give how many bytes of a tail were cut.
+    def extend(self, end: int, data: bytes, *, may_differ: bool, durable: bool = True) -> str:
+        """Have `data` at offset `end`, all before it committed or given; says what was cut of a tail and why, if anything.
 
-        Bytes that are there already must be the same. Only where `may_differ` (code or settings changed in between) is
-        a tail that differs cut instead.
+        Where it is to be `durable`, so is all that was written before it.
+
+        Bytes that are there already must be the same. A tail that differs is cut instead only where `may_differ` (code
+        or settings changed in between), and from where a power loss has left NULs, which no derived event has.
 
         Raises:
             NondeterminismError: what is there differs.
@@ -42,27 +52,37 @@ class DerivedWriter:
             there = file_end(self.directory)
             self._check_end(end, there)
             same, left = self._common(end, data, there), there - end
-            cut = 0
+            kept = left
             if same < min(len(data), left):
-                if not may_differ:
+                if may_differ:
+                    kept = same = 0
+                elif self._is_unwritten(end + same):
+                    kept = same
+                else:
                     raise self._difference(end + same, data[same:])
-                cut, same = left, 0
-                self._cut(end)
-            elif may_differ and left > len(data):
-                cut = left - len(data)  # the version before went further; what comes next may be other than that
-                self._cut(end + len(data))
+            elif may_differ:
+                kept = min(left, len(data))  # the version before went further; what comes next may be other than that
+            if kept < left:
+                self._cut(end + kept)
             try:
-                self._write(end + same, data[same:])
+                self._write(end + same, data[same:], durable=durable)
             except OSError as error:
                 raise AfterlogError(f"cannot write: {error.strerror}", where=str(self.directory)) from error
-        return cut
+        if kept == left:
+            return ""
+        why = "since its code or settings changed" if may_differ else "since a power loss had left NULs in them"
+        return f"{left - kept} bytes that a crash had left unconfirmed were cut, {why}"
 
     def tail(self, end: int) -> bytes:
-        """What lies beyond the committed end."""
+        """What lies beyond the committed end, made durable: whoever wrote it may have died before it was."""
         with locked(self.directory / LOCK):
             there = file_end(self.directory)
             self._check_end(end, there)
-            return b"".join(_pieces(list_segments(self.directory), end, there))
+            segments = list_segments(self.directory)
+            if there > end:
+                _fsync(segments[-1].path)  # the ones before it were made durable when they were sealed
+                fsync_directory(self.directory)
+            return b"".join(self._bytes(end, there))
 
     def cut(self, end: int) -> None:
         """Drop what lies beyond `end`; for bytes that nobody was ever told of."""
@@ -82,13 +102,17 @@ class DerivedWriter:
     def _common(self, end: int, data: bytes, there: int) -> int:
         """How many bytes of `data` are at `end` already."""
         view, done = memoryview(data), 0
-        for piece in _pieces(list_segments(self.directory), end, min(there, end + len(data))):
+        for piece in self._bytes(end, min(there, end + len(data))):
             if piece != view[done : done + len(piece)]:
                 return done + next(i for i, byte in enumerate(piece) if byte != data[done + i])
             done += len(piece)
         return done
 
-    def _write(self, at: int, data: bytes) -> None:
+    def _is_unwritten(self, at: int) -> bool:
+        """Whether a NUL is there: the file had grown when the power was lost, and its bytes had not reached the disk."""
+        return b"".join(self._bytes(at, at + 1)) == b"\0"
+
+    def _write(self, at: int, data: bytes, *, durable: bool) -> None:
         segments = list_segments(self.directory)
         newest = segments[-1] if segments else create_segment(self.directory, 0)
         state = newest.path.stat()
@@ -102,13 +126,29 @@ class DerivedWriter:
             while done < len(data):
                 done += os.write(handle, data[done:] if done else data)
             reached("derived-written")
-            os.fsync(handle)
-            fsync_directory(self.directory)
-            reached("derived-synced")
+            if durable:
+                os.fsync(handle)
+                fsync_directory(self.directory)
+                reached("derived-synced")
         finally:
             os.close(handle)
 
+    def _bytes(self, start: int, end: int) -> Iterator[bytes]:
+        """What is there, in pieces, wherever it lies."""
+        reader = PartitionReader(self.directory, self.name, self._archive)
+        try:
+            yield from reader.raw(start, end)
+        finally:
+            reader.close()
+
     def _cut(self, end: int) -> None:
+        sealed = read_manifest(self.directory)
+        if sealed and sealed[-1].end > end:
+            raise AfterlogError(
+                "an older database would have sealed lines of a derived log replaced", where=f"{self.name}:{end}",
+                found=f"sealed up to {sealed[-1].end}",
+                do="Restore a newer database, or run with the code and settings of then until it is past them",
+            )  # fmt: skip
         for segment in reversed(list_segments(self.directory)):
             if segment.base >= end and segment.base > 0:
                 segment.path.unlink()
@@ -123,7 +163,7 @@ class DerivedWriter:
         fsync_directory(self.directory)
 
     def _difference(self, at: int, data: bytes) -> NondeterminismError:
-        found = b"".join(_pieces(list_segments(self.directory), at, at + 80))
+        found = b"".join(self._bytes(at, min(at + 80, file_end(self.directory))))
         return NondeterminismError(
             "the processor gave other bytes than before, for the same input, code and settings",
             where=f"{self.name}:{at}",
@@ -145,16 +185,3 @@ def _ends_line(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1) == b"\n"
-
-
-def _pieces(segments: list[Segment], start: int, end: int) -> list[bytes]:
-    """The bytes from `start` to `end`, a piece a segment."""
-    pieces = []
-    for segment in segments:
-        size = segment.path.stat().st_size
-        low, high = max(start, segment.base), min(end, segment.base + size)
-        if low < high:
-            with segment.path.open("rb") as file:
-                file.seek(low - segment.base)
-                pieces.append(file.read(high - low))
-    return pieces

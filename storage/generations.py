@@ -15,7 +15,7 @@ from storage.errors import ConflictError, UsageError
 from storage.segment import fsync_directory
 from storage.steps import reached
 from storage.store import Store
-from storage.tables import Checkpoint, CommittedEnd, Delivery, LiveGeneration, Replay, Settled, State
+from storage.tables import Checkpoint, CommittedEnd, Delivery, LiveGeneration, Replay, Settled, State, WrittenBy
 from storage.times import now
 
 RUNNING, READY, LIVE, DISCARDED = "RUNNING", "READY", "LIVE", "DISCARDED"
@@ -26,6 +26,7 @@ _END: sa.Table = CommittedEnd.__table__  # type: ignore[attr-defined]  # likewis
 _STATE: sa.Table = State.__table__  # type: ignore[attr-defined]  # likewise
 _DELIVERY: sa.Table = Delivery.__table__  # type: ignore[attr-defined]  # likewise
 _SETTLED: sa.Table = Settled.__table__  # type: ignore[attr-defined]  # likewise
+_WRITTEN: sa.Table = WrittenBy.__table__  # type: ignore[attr-defined]  # likewise
 _KEYS_AT_ONCE = 5_000
 
 
@@ -115,6 +116,7 @@ def discard(store: Store, generation: int) -> None:
     fsync_directory(store.home / "logs")
     with database.write() as connection:
         connection.execute(sa.delete(_END).where(_END.c.generation == generation))
+        connection.execute(sa.delete(_WRITTEN).where(_WRITTEN.c.generation == generation))
         connection.execute(sa.delete(_CHECKPOINT).where(mine))
 
 

@@ -69,6 +69,13 @@ _decode_wire = msgspec.json.Decoder(_Wire).decode
 _decode_times = msgspec.json.Decoder(_RawTimes).decode
 _decode_item = msgspec.json.Decoder(_Item).decode
 
+_items: dict[bytes, Item] = {}
+"""Items by their own bytes: a shop sells the same ones again and again, so most are read once and share their memory."""
+_MOST_KEPT, _LONGEST_KEPT = 20_000, 500
+_verbs: dict[str, str] = {}
+"""The verbs seen first, each one object: its hash is known, and comparing it is comparing addresses."""
+_MOST_VERBS = 500
+
 
 def decode(block: Block, log: str, partition: int, clock: int, max_line: int, max_depth: int = MAX_DEPTH) -> Batch:
     """Judge every line of `block`; `clock` is the greatest clock or tick before it."""
@@ -114,12 +121,11 @@ def _judge_fast(line: bytes, offset: int, clock: int, max_depth: int) -> Event:
         verb: Any = wire.verb
         if verb.__class__ is not str:
             verb = verb.type
+        verb = _verbs.get(verb) or _keep_verb(verb)
         item = None
         if verb in ITEM_VERBS:
-            raw: Any = wire.object.item
-            found = _decode_item(raw)  # a TypeError where there is none
-            ident: Any = found.id
-            item = Item(ident if ident.__class__ is str else str(ident), found.count, bytes(raw))
+            raw = bytes(wire.object.item)  # type: ignore[arg-type]  # a TypeError where there is none
+            item = _items.get(raw) or _read_item(raw)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, TypeError):
         return judge_slowly(line, offset, clock, max_depth)
     at: Any = wire.context
@@ -149,6 +155,23 @@ def _judge_fast(line: bytes, offset: int, clock: int, max_depth: int) -> Event:
     ident = subject.id
     key = ident if ident.__class__ is str else str(ident)
     return Event(offset, line, ident, key, subject.type, verb, at, clock, item, event_id)
+
+
+def _keep_verb(verb: str) -> str:
+    if len(_verbs) < _MOST_VERBS:
+        _verbs[verb] = verb
+    return verb
+
+
+def _read_item(raw: bytes) -> Item:
+    found = _decode_item(raw)
+    ident: Any = found.id
+    item = Item(ident if ident.__class__ is str else str(ident), found.count, raw)
+    if len(raw) <= _LONGEST_KEPT:
+        if len(_items) >= _MOST_KEPT:
+            _items.clear()
+        _items[raw] = item
+    return item
 
 
 def _time(value: int | float | str | UnsetType | None, line: bytes, field: str) -> int | None:

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from storage.errors import Stopped
@@ -41,11 +41,15 @@ class RunLock:
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(OSError):  # a full disk, say: the lock is held, signed or not
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, f"{self.holder}\n".encode(), 0)
         except BlockingIOError:
             os.close(handle)
             return False
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{self.holder}\n".encode(), 0)
+        except BaseException:
+            os.close(handle)  # else nobody would ever give it back
+            raise
         self._handle = handle
         return True
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from storage.times import now
 
 WAITING, CLAIMED, SENT, SUPPRESSED, FAILED, UNKNOWN = "WAITING", "CLAIMED", "SENT", "SUPPRESSED", "FAILED", "UNKNOWN"
 MAY_HAVE_BEEN_SENT = "it may have been sent before a backup was put back"
+NOT_ALLOWED = "not on the list of allowed recipients"
 AGAIN = "not sent, says a person: once more"
 
 
@@ -42,6 +43,13 @@ class Result:
     mail: Mail
     state: str
     reason: str = ""
+
+
+def is_allowed(email: str, allow: Sequence[str]) -> bool:
+    """Whether the list of allowed recipients (addresses, or `@domain`) takes an address; an empty one takes all."""
+    allowed = [entry.casefold() for entry in allow]
+    address = email.strip().casefold()
+    return not allowed or any(address.endswith(e) if e.startswith("@") else address == e for e in allowed)
 
 
 def outcome_row(event: Mapping[str, Any]) -> dict[str, Any]:

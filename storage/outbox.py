@@ -33,6 +33,7 @@ from storage.steps import reached
 from storage.store import Store
 from storage.tables import Contact, Delivery, Order, Settled
 from storage.times import now
+from storage.written_by import Author, note
 
 _DELIVERY: sa.Table = Delivery.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
 _CONTACT: sa.Table = Contact.__table__  # type: ignore[attr-defined]  # likewise
@@ -71,8 +72,9 @@ _SET_END = sa.text(
 class Outbox:
     """The queue of mails. Its user holds the lock of `deliver`, so there is one."""
 
-    def __init__(self, store: Store, log: str) -> None:
-        self.store, self.log = store, log
+    def __init__(self, store: Store, log: str, author: Author | None = None) -> None:
+        self.store, self.log, self._author = store, log, author
+        self._noted: set[int] = set()
         self._writers: dict[int, DerivedWriter] = {}
 
     @property
@@ -175,6 +177,9 @@ class Outbox:
                 for result in mine:
                     self._set_outcome(connection, result.mail.event_id, result.state, result.reason)
                 connection.execute(_SET_END, [{"log": self.log, "partition": partition, "end": end + len(data)}])
+                if self._author is not None and partition not in self._noted:
+                    note(connection, self._author, self.log, end, partition=partition)
+            self._noted.add(partition)
             reached("outcome-committed")
 
     def recover(self) -> int:
@@ -230,7 +235,8 @@ class Outbox:
     def _adopt_tail(self, partition: int) -> None:
         end = self.store.committed_end(self.log, partition)
         tail = self._writer(partition).tail(end)
-        whole = tail.rfind(b"\n") + 1
+        written = tail.partition(b"\0")[0]  # a power loss may have left NULs
+        whole = written.rfind(b"\n") + 1
         if len(tail) > whole:
             self._writer(partition).cut(end + whole)  # half a line was never anybody's news
         if not whole:
@@ -267,5 +273,6 @@ class Outbox:
                 f"{self.log}/{partition}",
                 limit=settings.segment_bytes,
                 daily=settings.segment_daily,
+                archive=lambda: self.store.archive,
             )
         return self._writers[partition]

@@ -1,24 +1,31 @@
-"""Reading one partition of a log: whole lines, from any offset, while others append."""
+"""Reading one partition of a log: whole lines, from any offset, while others append; what is in the archive reads as the rest."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from storage.errors import CorruptLogError, LostDataError
 from storage.event import HEAD, Block
-from storage.segment import Segment, check_contiguous, list_segments, terminated_end
+from storage.manifest import with_archived
+from storage.segment import Segment, check_contiguous, fsync_directory, list_segments, terminated_end
+
+if TYPE_CHECKING:
+    from storage.archive import Archive
 
 
 class PartitionReader:
     """Gives the lines of one partition. Not to be shared between threads."""
 
-    def __init__(self, directory: Path, name: str) -> None:
-        self.directory, self.name = directory, name
-        self._segments: list[Segment] = []
+    def __init__(self, directory: Path, name: str, archive: Callable[[], Archive] | None = None) -> None:
+        self.directory, self.name, self._archive = directory, name, archive
+        self._listed: list[Segment] = []  # the files that are here
+        self._segments: list[Segment] = []  # and those in the archive
         self._handle = -1
         self._open: Segment | None = None
+        self._named: Segment | None = None  # whose name is durable for sure
 
     def close(self) -> None:
         """Close the file that is open."""
@@ -94,13 +101,18 @@ class PartitionReader:
             start += len(piece)
 
     def sync(self, upto: int) -> None:
-        """fdatasync the segment that holds the bytes before `upto`; sealed ones were synced when they were sealed."""
+        """Make the segment that holds the bytes before `upto` durable; sealed ones were made so when they were sealed."""
         if upto == 0:
             return
         self._refresh()  # what was read may have come from another reader, by a cache
         for segment in reversed(self._segments):
             if segment.base < upto:
+                if segment.entry is not None:
+                    return  # the archive has it
                 os.fdatasync(self._use(segment))
+                if segment != self._named:  # who made it may have died, and who wrote by hand makes nothing durable
+                    fsync_directory(self.directory)
+                    self._named = segment
                 return
 
     def line_start(self, offset: int) -> int:
@@ -149,16 +161,18 @@ class PartitionReader:
             if start < self._open.base + size:
                 return self._open
         self._refresh()
+        last = self._segments[-1] if self._segments else None
+        stop = last.base + last.size() if last else 0
         for segment in reversed(self._segments):
             if segment.base <= start:
-                if start >= segment.base + segment.path.stat().st_size:
+                if start >= stop:
                     break
                 return segment
-        last = self._segments[-1] if self._segments else None
+            stop = segment.base
         raise LostDataError(
             "the log is shorter than what was read from it",
             where=f"{self.name} in {self.directory}",
-            found=f"{last.base + last.path.stat().st_size if last else 0} bytes",
+            found=f"{last.base + last.size() if last else 0} bytes",
             expected=f"at least {end}",
             do="Restore the newer copy of the log, or restore Afterlog's database to the same moment as this one",
         )
@@ -172,13 +186,30 @@ class PartitionReader:
             )
 
     def _refresh(self) -> None:
-        segments = list_segments(self.directory)
-        if segments != self._segments:
-            check_contiguous(segments)
-            self._segments = segments
+        while (listed := list_segments(self.directory)) != self._listed:
+            segments = with_archived(self.directory, listed)
+            try:
+                check_contiguous(segments)
+            except FileNotFoundError:  # it has gone to the archive since it was listed
+                continue
+            self._listed, self._segments = listed, segments
 
     def _use(self, segment: Segment) -> int:
-        if self._open != segment:
+        if self._open is None or self._open.base != segment.base:
             self.close()
-            self._handle, self._open = os.open(segment.path, os.O_RDONLY), segment
+            self._handle, self._open = self._opened(segment), segment
         return self._handle
+
+    def _opened(self, segment: Segment) -> int:
+        if segment.entry is None:
+            try:
+                return os.open(segment.path, os.O_RDONLY)
+            except FileNotFoundError:
+                self._refresh()
+                gone = Segment(segment.base, segment.path)
+                segment = next((each for each in self._segments if each.base == gone.base), gone)
+                if segment.entry is None:
+                    raise
+        if self._archive is None:
+            raise LostDataError("a segment is in the archive, and this reader knows none", where=self.name)
+        return self._archive().open(self.directory, segment.entry)

@@ -21,6 +21,7 @@ from storage.backup import FILE, LABEL, close_file, copy_file, copy_rows
 from storage.database import Database
 from storage.errors import AfterlogError, UsageError
 from storage.mails import CLAIMED, FAILED, MAY_HAVE_BEEN_SENT, SENT, SUPPRESSED, UNKNOWN
+from storage.manifest import ARCHIVED, MANIFEST, archived_end, note_archived, with_archived
 from storage.segment import check_contiguous, file_end, fsync_directory, list_segments, make_directory
 from storage.store import Store
 from storage.tables import Delivery
@@ -62,9 +63,9 @@ def restore_logs(store: Store, folder: Path) -> list[str]:
         AfterlogError: a log in HOME and its copy differ where both have bytes; nothing was changed.
     """
     wanted: dict[str, list[tuple[Path, Path]]] = {}
-    for source in sorted((folder / "logs").glob("*/*/*.jsonl")):
+    for source in sorted([*(folder / "logs").glob("*/*/*.jsonl"), *(folder / "logs").glob(f"*/*/{MANIFEST}")]):
         target = store.home / source.relative_to(folder)
-        if not target.exists() or _is_longer(source, target):
+        if _is_longer(source, target) if target.exists() else not _is_archived(target):
             wanted.setdefault(f"{source.parent.parent.name}/{source.parent.name}", []).append((source, target))
     for pairs in wanted.values():
         for source, target in pairs:
@@ -73,7 +74,13 @@ def restore_logs(store: Store, folder: Path) -> list[str]:
             copy_file(source, draft, source.stat().st_size)
             draft.rename(target)
             fsync_directory(target.parent)
-        check_contiguous(list_segments(pairs[0][1].parent))
+    for source in sorted((folder / "logs").glob(f"*/*/{ARCHIVED}")):
+        target = (store.home / source.relative_to(folder)).parent
+        if archived_end(source.parent) > archived_end(target):
+            note_archived(target, archived_end(source.parent))
+    for pairs in wanted.values():
+        directory = pairs[0][1].parent
+        check_contiguous(with_archived(directory, list_segments(directory)))
     return sorted(wanted)
 
 
@@ -134,6 +141,11 @@ def _ends(store: Store, derived: set[str]) -> dict[str, int]:
         if log not in derived
         for part in store.partitions(log)
     }
+
+
+def _is_archived(path: Path) -> bool:
+    """Whether a segment's file is not here because the archive has it."""
+    return path.stem.isdigit() and int(path.stem) < archived_end(path.parent)
 
 
 def _is_longer(source: Path, target: Path) -> bool:

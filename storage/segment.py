@@ -6,20 +6,29 @@ Put together in order they are the log. Only the newest grows; a sealed one neve
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from storage.errors import CorruptLogError
 from storage.times import DAY
+
+if TYPE_CHECKING:
+    from storage.manifest import Entry
 
 SUFFIX = ".jsonl"
 
 
 class Segment(NamedTuple):
-    """One file: `base` is the offset of its first byte."""
+    """One file: `base` is the offset of its first byte. Its `entry` in the manifest is given where only the archive has it."""
 
     base: int
     path: Path
+    entry: Entry | None = None
+
+    def size(self) -> int:
+        """Its length in bytes, by now."""
+        return self.path.stat().st_size if self.entry is None else self.entry.length
 
 
 def segment_path(directory: Path, base: int) -> Path:
@@ -54,7 +63,7 @@ def check_contiguous(segments: list[Segment]) -> None:
                 do="Restore the partition's files from a backup",
             )
         if successor is not None:
-            expected = segment.base + segment.path.stat().st_size
+            expected = segment.base + segment.size()
 
 
 def file_end(directory: Path) -> int:
@@ -85,16 +94,26 @@ def fsync_directory(directory: Path) -> None:
 
 
 def make_directory(directory: Path) -> None:
-    """Make a directory and its parents, for their owner only, each name made durable."""
+    """Make a directory and its parents, for their owner only, each name made durable before one is made in it."""
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    if missing:
+        _fsync_name(missing[-1].parent)
     for path in reversed(missing):
         path.mkdir(mode=0o700, exist_ok=True)
         fsync_directory(path.parent)
 
 
+def _fsync_name(directory: Path) -> None:
+    """Make the name of a directory durable: whoever made it may have died before it was."""
+    with suppress(PermissionError):  # in a folder that we may not read we have made nothing
+        fsync_directory(directory.parent)
+
+
 def create_segment(directory: Path, base: int) -> Segment:
     """Make the empty file of a new segment, durably."""
     segment = Segment(base, segment_path(directory, base))
+    if base == 0:
+        _fsync_name(directory)
     os.close(os.open(segment.path, os.O_WRONLY | os.O_CREAT, 0o600))
     fsync_directory(directory)
     return segment

@@ -89,6 +89,10 @@ class Settings(BaseSettings):
     ahead: Duration = 300_000
     segment_bytes: int = Field(64 << 20, ge=1)
     segment_daily: bool = True
+    archive_url: SecretStr | None = None
+    """Where sealed segments go: a folder, or a URL that fsspec knows, such as `s3://bucket/path`; `archive` in HOME by default."""
+    live_window: Duration = 86_400_000
+    """A sealed segment stays here for so long after its last line, also when the archive has it."""
 
     timeout: Duration = 1_800_000
     excluded_verbs: frozenset[str] = frozenset()
@@ -125,10 +129,11 @@ class Settings(BaseSettings):
     commit_bytes: int = Field(64 << 20, ge=1)
     commit_every: Duration = 2_000
     batch_bytes: int = Field(512 << 10, ge=1)
+    spill_bytes: int = Field(4 << 20, ge=1)
     retry_delay: Duration = 1_000
     shift_every: Duration = 300_000
     shift_longest: Duration = 900_000
-    cache_keys: int = Field(20_000, ge=1)
+    cache_keys: int = Field(100_000, ge=1)
 
     crashed_after: Duration = 90_000
     """A run that gives no heartbeat for so long counts as dead. Heartbeats come every 30 s."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import heapq
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -18,6 +20,10 @@ _UPSERT = (
     "DO UPDATE SET value = excluded.value, due = excluded.due, rank = excluded.rank"
 )
 _DELETE = "DELETE FROM state WHERE checkpoint = ? AND key = ?"
+_DUE = sa.text(
+    "SELECT key, value, due, rank FROM state WHERE checkpoint = :checkpoint AND due < :bound AND (due, rank, key) > (:due, :rank, :key) "
+    "ORDER BY due, rank, key LIMIT :at_once"
+)
 _CHUNK = 500
 _ROWS_AT_ONCE = 2_000
 
@@ -26,7 +32,7 @@ class StateStore(Generic[S]):
     """The state of one processor in one partition, by its own keys.
 
     `get` gives the object itself: whoever changes it says so with `put`. What was put is in memory until `write`
-    was part of a commit; `due_before` finds only what is committed.
+    was part of a commit.
     """
 
     def __init__(self, database: Database, checkpoint: int, kind: type[S], cache_keys: int) -> None:
@@ -40,6 +46,8 @@ class StateStore(Generic[S]):
             # While nothing was ever evicted, what is not in memory is not in the database either.
             self._complete = connection.execute(sa.select(sa.literal(1)).where(mine).limit(1)).first() is None  # type: ignore[arg-type]  # SQLModel's columns are plain values to the types
         self.earliest = self._earliest()
+        """Nothing is due before this; None where nothing is due ever."""
+        self._ticked = False
 
     def get(self, key: str) -> S | None:
         """The state under `key`, None where there is none."""
@@ -80,16 +88,32 @@ class StateStore(Generic[S]):
                 for key, value in connection.exec_driver_sql(sql, (self._checkpoint, *chunk)):
                     self._cache[key] = self._decode(value)
 
-    def due_before(self, bound: int, limit: int) -> list[tuple[str, S]]:
-        """The states due before `bound`, by due and rank, at most `limit`; what is not committed yet is not found."""
-        with self._database.read() as connection:
-            rows = connection.execute(
-                sa.select(State.key, State.value)  # type: ignore[call-overload]  # SQLModel's columns are plain values to the types
-                .where(State.checkpoint == self._checkpoint, State.due < bound)  # type: ignore[operator]  # SQLModel's columns are plain values to the types
-                .order_by(State.due, State.rank)
-                .limit(limit)
-            ).all()
-        return [(key, self._remember(key, value)) for key, value in rows]
+    def due_before(self, bound: int, at_once: int) -> Iterator[list[tuple[str, S]]]:
+        """The states due before `bound`, by due and rank, in lists of `at_once`.
+
+        Whoever takes a list puts or drops each of its states, and may go on while nothing is committed.
+        """
+        self._ticked = True
+        # What was put since the last commit has another due by now than its row says.
+        fresh = sorted((*due, key) for key, due in self._changed.items() if due is not None and due[0] < bound)
+        merged = heapq.merge(fresh, self._stored(bound, at_once))
+        while found := list(itertools.islice(merged, at_once)):
+            yield [(key, self._cache[key]) for _, _, key in found]  # type: ignore[misc]  # what is due is there
+
+    def _stored(self, bound: int, at_once: int) -> Iterator[tuple[int, int, str]]:
+        """Due, rank and key of the rows due before `bound` that have not changed since the last commit; read into memory."""
+        after = (-(2**63), 0, "")
+        while True:
+            with self._database.read() as connection:
+                rows = connection.execute(_DUE, {"checkpoint": self._checkpoint, "bound": bound, "at_once": at_once,
+                    "due": after[0], "rank": after[1], "key": after[2]}).all()  # fmt: skip
+            for key, value, due, rank in rows:
+                if key not in self._changed:
+                    self._remember(key, value)
+                    yield due, rank, key
+            if len(rows) < at_once:
+                return
+            after = (rows[-1].due, rows[-1].rank, rows[-1].key)
 
     @property
     def dirty(self) -> int:
@@ -118,16 +142,12 @@ class StateStore(Generic[S]):
             self._cache = {key: self._cache[key] for key in recent}
             self._complete = False
         self._changed.clear()
+        if self._ticked:
+            self.earliest, self._ticked = self._earliest(), False
 
-    def refresh_earliest(self) -> None:
-        """Look up again what is due first; right only when nothing is dirty."""
-        self.earliest = self._earliest()
-
-    def _remember(self, key: str, value: bytes) -> S:
-        found = self._cache.get(key)
-        if found is None:
-            found = self._cache[key] = self._decode(value)
-        return found
+    def _remember(self, key: str, value: bytes) -> None:
+        if self._cache.get(key) is None:
+            self._cache[key] = self._decode(value)
 
     def _earliest(self) -> int | None:
         wanted = sa.select(sa.func.min(State.due)).where(State.checkpoint == self._checkpoint)  # type: ignore[arg-type]  # SQLModel's columns are plain values to the types

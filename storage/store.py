@@ -16,6 +16,7 @@ from storage.segment import make_directory
 from storage.settings import Settings
 
 if TYPE_CHECKING:
+    from storage.archive import Archive
     from storage.database import Database
 
 CLOCK = "clock"
@@ -60,6 +61,15 @@ class Store:
 
         return Database(self.settings.resolved_database_url, self.home)
 
+    @cached_property
+    def archive(self) -> Archive:
+        """The archive, opened when it is first asked for."""
+        from storage.archive import Archive  # nothing that is still here needs it
+        from storage.remote import Remote
+
+        url = self.settings.archive_url
+        return Archive(Remote(url.get_secret_value() if url else str(self.home / "archive")), self.home / "cache")
+
     def directory(self, log: str, partition: int, generation: int | None = None) -> Path:
         """Where a partition's segments lie. Later generations lie beside the first, which has the plain name.
 
@@ -79,6 +89,11 @@ class Store:
         """The names of the logs that were ever written."""
         return sorted(path.name for path in (self.home / "logs").iterdir() if "@" not in path.name)
 
+    def folders(self) -> list[Path]:
+        """The folders of all partitions of all logs and generations, in order."""
+        found = [path for log in (self.home / "logs").iterdir() for path in log.iterdir() if path.name.isdigit()]
+        return sorted(found, key=lambda path: (path.parent.name, int(path.name)))
+
     def writer(self, log: str, partition: int) -> PartitionWriter:
         """The one writer of this process for a raw log's partition."""
         with self._lock:
@@ -97,7 +112,7 @@ class Store:
 
     def reader(self, log: str, partition: int, generation: int | None = None) -> PartitionReader:
         """A new reader of a partition."""
-        return PartitionReader(self.directory(log, partition, generation), f"{log}/{partition}")
+        return PartitionReader(self.directory(log, partition, generation), f"{log}/{partition}", lambda: self.archive)
 
     def lock_path(self, name: str) -> Path:
         """The lock file of a processor or a flow."""

@@ -193,6 +193,20 @@ class Restored(SQLModel, table=True):
     ends: str
 
 
+class WrittenBy(SQLModel, table=True):
+    """The run that wrote a derived log from an offset on, until another one did."""
+
+    __tablename__ = "written_by"
+
+    log: str = Field(primary_key=True)
+    generation: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    partition: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    start: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    run: str
+    flow_run_id: str  # Prefect's; empty where Prefect does not know the run
+    since: int = Field(sa_column=_big())  # when it first wrote
+
+
 class Settled(SQLModel, table=True):
     """What `deliver` has read of an abandonment since it was flagged: retracted or recovered."""
 

@@ -59,7 +59,7 @@ class Deliverer:
     def __init__(self, run: Run, told: Told, summary: DeliverySummary | None = None) -> None:
         self.run, self.settings, self._told = run, run.store.settings, told
         self.summary = DeliverySummary() if summary is None else summary
-        self.outbox = Outbox(run.store, DELIVERIES)
+        self.outbox = Outbox(run.store, DELIVERIES, run.author)
         self._guards, self._restores = Guards(run, self.outbox), Restores(run)
         self._brake, self._decide_at = BrakeCheck(run, self.outbox), 0.0
         self._intake = Intake(run, self.outbox, self._restores)

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from storage.clock import Clock, Snapshot, Tick, lost_log
-from storage.commit import Pending, Position, Target, commit, load_position, save_version
+from storage.commit import Pending, Position, Target, commit, load_position, save_version, spill
 from storage.derived import DerivedWriter
 from storage.errors import AfterlogError, CorruptLogError, Stopped
 from storage.event import Batch
@@ -44,7 +44,7 @@ class PartitionFollower:
         self.clock = Clock(store, run.topology.raw_logs())
         self.target = self._make_target()
         self._out = self._new_output()
-        self._pending_bytes, self._pending_since = 0, 0.0
+        self._pending_bytes, self._pending_since = 0, time.thread_time()
         self._committed = self._marks()
         self._record_version()
 
@@ -114,6 +114,7 @@ class PartitionFollower:
                 if batch is None:
                     break
                 self._take(batch)
+                self._spill()
                 if self._is_enough():
                     self._commit()
 
@@ -152,15 +153,30 @@ class PartitionFollower:
         position = self.position
         as_of = max(position.as_of, tick.as_of)
         if self.tick_wanted(as_of):
-            self._commit()  # the index finds only what is committed
-            bound = self.processor.due(as_of)
-            while due := self.states.due_before(bound, _DUE_AT_ONCE):
-                if self.run.stop.is_set():
-                    raise Stopped("stopped within a tick")
-                self.processor.tick(as_of, due, self.states, self._out)
-                self._commit()
-            self.states.refresh_earliest()
+            bound, done = self.processor.due(as_of), False
+            while not done:
+                done = self._tick(as_of, bound)
         position.as_of, position.clock = as_of, max(position.clock, as_of)
+
+    def _tick(self, as_of: int, bound: int) -> bool:
+        """Take what is due before `bound`, until it makes a commit; says whether that was all."""
+        for due in self.states.due_before(bound, _DUE_AT_ONCE):
+            if self.run.stop.is_set():
+                raise Stopped("stopped within a tick")
+            self.processor.tick(as_of, due, self.states, self._out)
+            self._spill()
+            if self._is_enough():
+                self._commit()
+                return False
+        return True
+
+    def _spill(self) -> None:
+        """Let go of derived lines that are many already, ahead of their commit."""
+        out = self._out
+        if self.target is not None and out.size >= self.run.store.settings.spill_bytes:
+            self._note(spill(self.run.store.database, self.target, self.position, out.lines))
+            self.position.derived += len(out.lines)
+            out.lines, out.size = [], 0
 
     def _commit(self) -> None:
         if self._marks() == self._committed and not self.states.dirty:
@@ -171,12 +187,13 @@ class PartitionFollower:
         pending = Pending(out.lines, out.statements, self.states)
         cut = commit(self.run.store.database, self.reader, self.target, self.position, pending)
         self.states.committed()
-        if cut:
-            self.run.notes.append(
-                f"{self.processor.name}: {cut} bytes that a crash had left unconfirmed were cut, since its code or "
-                "settings changed"
-            )
+        self._note(cut)
         self._out, self._pending_bytes, self._committed = self._new_output(), 0, self._marks()
+        self._pending_since = time.thread_time()
+
+    def _note(self, cut: str) -> None:
+        if cut:
+            self.run.notes.append(f"{self.processor.name}: {cut}")
 
     def _marks(self) -> tuple[int, ...]:
         position = self.position
@@ -195,6 +212,7 @@ class PartitionFollower:
             f"{log}/{self.partition}",
             limit=settings.segment_bytes,
             daily=settings.segment_daily,
+            archive=lambda: store.archive,
         )
         return Target(log, writer, store.committed_end(log, self.partition, self.generation))
 

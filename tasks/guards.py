@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from storage.mails import Mail
+from storage.mails import NOT_ALLOWED, Mail, is_allowed
 from storage.outbox import Outbox
 from storage.times import now, show
 from tasks.process import positions, process_to_end
@@ -49,12 +49,7 @@ class Guards:
             return "no address"
         if contact.unsubscribed:
             return "unsubscribed"
-        return "" if self._allowed(contact.email) else "not on the list of allowed recipients"
-
-    def _allowed(self, email: str) -> bool:
-        allowed = [entry.casefold() for entry in self._allow]
-        address = email.strip().casefold()
-        return not allowed or any(address.endswith(e) if e.startswith("@") else address == e for e in allowed)
+        return "" if is_allowed(contact.email, self._allow) else NOT_ALLOWED
 
     def log_reason(self, event: dict[str, Any]) -> str:
         """Why a reminder is not to be sent: its abandonment was retracted, or the customer has ordered since."""

@@ -15,6 +15,7 @@ import msgspec
 
 from storage.event import MAX_DERIVED_DEPTH
 from storage.judge import decode
+from storage.manifest import place_before
 from storage.reader import PartitionReader
 from storage.store import Store
 
@@ -84,7 +85,7 @@ def count_hours(store: Store, log: str, since: int, hours: int, *, derived: bool
         try:
             end = store.committed_end(log, partition) if derived else reader.end()
             seeker = _Seeker(reader, log, partition, end, store.settings.max_line if not derived else 1 << 40)
-            start = seeker.seek(0, since)
+            start = seeker.seek(min(end, place_before(reader.directory, since)[0]), since)
             for hour, count in enumerate(counts):
                 stop = seeker.seek(start, since + (hour + 1) * HOUR)
                 estimated |= _count_span(reader, start, stop, derived, count)

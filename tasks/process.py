@@ -212,6 +212,8 @@ def _followers(
     try:
         for part in run.store.partitions(log) if partition is None else [partition]:
             followers.append(PartitionFollower(run, name, part))
+            if (target := followers[-1].target) is not None:
+                target.author = run.author
             before.append(Position(**asdict(followers[-1].position)))
             run.pulse.watch(followers[-1].reader.directory)
         yield followers

@@ -216,7 +216,7 @@ class _Promotion:
                         pass
                 finally:
                     follower.close()
-        outbox = Outbox(self.store, DELIVERIES)
+        outbox = Outbox(self.store, DELIVERIES, self.live.author)
         outbox.recover()
         intake = Intake(self.live, outbox, Restores(self.live))
         try:

@@ -169,6 +169,8 @@ def _bring(run: ReplayRun, plan: Plan, name: str, goals: Goals, versions: Versio
         else:
             known = versions(name, partition)
         follower = ReplayFollower(run, name, partition, known)
+        if follower.target is not None:
+            follower.target.author = run.author
         before = Position(**asdict(follower.position))
         try:
             if recorded or goal.tick_offset == 0:

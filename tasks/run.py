@@ -12,6 +12,7 @@ from storage.errors import Stopped
 from storage.event import MAX_DERIVED_DEPTH
 from storage.locks import POLL, RunLock, is_held
 from storage.store import CLOCK, Store
+from storage.written_by import Author
 from tasks.pulse import Pulse
 from tasks.topology import DELIVERIES, Topology
 
@@ -48,8 +49,9 @@ class Run:
     is_live = True
     """Whether it works on what is live, and not on a generation of a replay."""
 
-    def __init__(self, store: Store, topology: Topology, holder: str) -> None:
+    def __init__(self, store: Store, topology: Topology, holder: str, flow_run_id: str = "") -> None:
         self.store, self.topology, self.holder = store, topology, holder
+        self.author = Author(holder, flow_run_id)
         self.stop = threading.Event()
         self.notes: list[str] = []
         """What a person should be told: settings that changed, tails that were cut."""

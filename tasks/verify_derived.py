@@ -114,7 +114,7 @@ class _Comparer(DerivedWriter):
         self._reader, self._end = reader, end
         self.compared = 0
 
-    def extend(self, end: int, data: bytes, *, may_differ: bool) -> int:
+    def extend(self, end: int, data: bytes, *, may_differ: bool, durable: bool = True) -> str:
         """Compare `data` with the bytes at `end`.
 
         Raises:
@@ -129,7 +129,7 @@ class _Comparer(DerivedWriter):
         self.compared = end + done
         if done < len(data):
             raise self._difference_at(end, data, done)
-        return 0
+        return ""
 
     def _difference_at(self, end: int, data: bytes, at: int) -> DifferenceError:
         start = data.rfind(b"\n", 0, at) + 1

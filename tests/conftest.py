@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import shutil
 import subprocess
-import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,13 @@ import pytest
 
 from storage.settings import load_settings
 from storage.store import Store
+from tests import processes
 from tests.postgres import Cluster, find_programs
+from tests.workers import (  # noqa: F401  # hooks of pytest
+    pytest_collection_modifyitems,
+    pytest_xdist_auto_num_workers,
+    pytest_xdist_make_scheduler,
+)
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("AFTERLOG_TEST_SHARED", ROOT.parent / "shared")) / "data"
@@ -79,10 +87,28 @@ _new_url: list[Callable[[], str]] = []
 
 
 def settings_of(home: Path) -> dict[str, str]:
-    """The settings of a HOME: where its database is, made at first need."""
+    """The settings of a HOME: where its database is. One that is not there yet is made, with an empty database."""
     if _new_url and home not in _urls:
         _urls[home] = _new_url[0]()
-    return {"home": str(home)} | ({"database_url": _urls[home]} if home in _urls else {})
+    if home in _urls:
+        return {"home": str(home), "database_url": _urls[home]}
+    if not home.exists():
+        home.mkdir(mode=0o700, parents=True)
+        shutil.copy(empty_database(), home / "afterlog.db")
+    return {"home": str(home)}
+
+
+@functools.cache
+def empty_database() -> Path:
+    """The file of a database that was made and never used: to make one takes 50 ms, to copy one 2."""
+    folder = tempfile.TemporaryDirectory(prefix="afterlog-")
+    _kept.append(folder)
+    store = Store(load_settings(home=Path(folder.name)))
+    store.database.engine.dispose()
+    return Path(folder.name) / "afterlog.db"
+
+
+_kept: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def use_database(home: Path, url: str) -> None:
@@ -114,13 +140,15 @@ def store(make_store: Callable[..., Store]) -> Store:
 def afterlog(
     home: Path, *arguments: str, stdin: bytes | None = None, **settings: str
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run the command line as a real process on `home`; settings by their names, `timeout="45m"` say."""
+    """Run the command line as a process of its own on `home`; settings by their names, `timeout="45m"` say."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("AFTERLOG_") or k.startswith("AFTERLOG_TEST_")}
     env |= {f"AFTERLOG_{k.upper()}": v for k, v in (settings_of(home) | settings).items()}
-    return subprocess.run(
-        [sys.executable, "-m", "deployments.cli", *arguments], input=stdin, capture_output=True, env=env, timeout=300,
-        cwd=ROOT, check=False,
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="afterlog-") as name:
+        given, out, err = (Path(name) / each for each in ("in", "out", "err"))
+        given.write_bytes(stdin or b"")
+        process = processes.start(processes.command, *arguments, env=env, stdin=given, stdout=out, stderr=err, cwd=ROOT)
+        code = processes.ended(process, 300)
+        return subprocess.CompletedProcess(arguments, code, out.read_bytes(), err.read_bytes())
 
 
 def log_bytes(home: Path, log: str, partition: int = 0) -> bytes:
@@ -131,17 +159,28 @@ def log_bytes(home: Path, log: str, partition: int = 0) -> bytes:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One Prefect server for all tests that need one."""
-    from prefect.settings import PREFECT_API_URL
-    from prefect.testing.utilities import prefect_test_harness
+    """One Prefect server for all tests that need one, started as `afterlog up` starts it."""
+    from prefect.context import _temporary_global_settings_context, get_settings_context  # for threads of its own
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+    from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    with prefect_test_harness(server_startup_timeout=120):
-        yield str(PREFECT_API_URL.value())
+    from tests.operations import prefect_server
+
+    with (
+        prefect_server(load_settings(home=tmp_path_factory.mktemp("server") / "home")) as url,
+        temporary_settings({PREFECT_API_URL: url}),
+        _temporary_global_settings_context(get_settings_context()),
+    ):
+        yield url
+        APILogWorker.instance().drain()
+        EventsWorker.drain_all()
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: str) -> Path:
     """A fresh HOME that this process's settings name."""
-    monkeypatch.setenv("AFTERLOG_HOME", str(tmp_path / "home"))
+    home = tmp_path / "home"
+    monkeypatch.setenv("AFTERLOG_HOME", settings_of(home)["home"])
     monkeypatch.setenv("AFTERLOG_RETRY_DELAY", "10ms")
-    return tmp_path / "home"
+    return home

@@ -46,6 +46,7 @@ def _bring(run: Run, names: Sequence[str], final: FinalTick | None) -> None:
 
 def copy_raw_logs(home: Path, other: Path) -> None:
     """Give another HOME the same raw log and ticks, and nothing of what was made from them."""
+    settings_of(other)
     for log in ("events", "clock"):
         if (home / "logs" / log).is_dir():
             shutil.copytree(home / "logs" / log, other / "logs" / log)

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from deployments.server import Processes, free_port
-from storage.settings import Settings
-from tests.conftest import ROOT
+from storage.locks import locked
+from storage.settings import Settings, load_settings
+from tests.conftest import ROOT, settings_of
 
 AUTH = "operator:a-Secret-of-0urs"
 
@@ -44,7 +48,7 @@ class Api:
 
     def __init__(self, url: str, auth: str | None = None) -> None:
         self.url = url
-        self._client = httpx.Client(base_url=url, auth=tuple(auth.split(":")) if auth else None, timeout=20)  # type: ignore[arg-type]
+        self._client = httpx.Client(base_url=url, auth=tuple(auth.split(":")) if auth else None, timeout=20)  # type: ignore[arg-type]  # a user and a password
 
     def post(self, path: str, **body: Any) -> Any:
         for _ in range(20):
@@ -95,9 +99,30 @@ class Api:
         return self.run(ident)
 
 
+def prefect_ready(home: Path) -> None:
+    """Have Prefect's database at a HOME, as its server has made it: that takes two thirds of a first start.
+
+    The demo and the test of a temporary server begin without one.
+    """
+    kept = ROOT / ".pytest_cache" / f"prefect-{version('prefect')}"
+    kept.mkdir(parents=True, exist_ok=True)
+    with locked(kept / "lock"):
+        if not (kept / "prefect.db").is_file():
+            with tempfile.TemporaryDirectory() as folder:
+                processes = Processes(load_settings(home=Path(folder)), free_port())
+                processes.start_server(lambda _: None)
+                processes.stop()
+                shutil.copy(Path(folder) / "prefect" / "prefect.db", kept / "new")
+            (kept / "new").rename(kept / "prefect.db")
+    settings_of(home)
+    (home / "prefect").mkdir(mode=0o700)
+    shutil.copy(kept / "prefect.db", home / "prefect")
+
+
 @contextmanager
 def prefect_server(settings: Settings) -> Iterator[str]:
     """Prefect's server as `afterlog up` starts it; gives its API's address."""
+    prefect_ready(settings.home)
     processes = Processes(settings, free_port())
     try:
         processes.start_server(lambda _: None)
@@ -112,7 +137,8 @@ class Up:
     def __init__(self, folder: Path, **settings: str) -> None:
         self.home, self.port = folder / "home", free_port()
         self.output = folder / "up.log"
-        env = plain_environment(self.home, PREFECT_SERVER_API_AUTH_STRING=AUTH)
+        prefect_ready(self.home)
+        env = plain_environment(self.home, PREFECT_SERVER_API_AUTH_STRING=AUTH, PREFECT_LOGGING_LEVEL="DEBUG")
         env |= {f"AFTERLOG_{name.upper()}": value for name, value in settings.items()}
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
@@ -133,6 +159,39 @@ class Up:
         """End it as Ctrl-C or systemd does."""
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(90)
+
+
+class ProcessList:
+    """What anybody on the machine can see of the processes that a test started: their command lines."""
+
+    def __init__(self) -> None:
+        self.seen: set[bytes] = set()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            self._thread.join()
+
+    def _look(self) -> None:
+        while not self._stop.wait(0.1):
+            parents, lines = {}, {}
+            for folder in Path("/proc").glob("[0-9]*"):
+                try:
+                    status = (folder / "stat").read_text().rpartition(")")[2].split()
+                    lines[folder.name] = (folder / "cmdline").read_bytes()
+                except OSError:
+                    continue  # it has ended meanwhile
+                parents[folder.name] = status[1]
+            ours = {str(os.getpid())}
+            while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
+                ours |= more
+            self.seen |= {lines[pid] for pid in ours - {str(os.getpid())}}
 
 
 def children(pid: int) -> list[int]:

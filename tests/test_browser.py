@@ -26,6 +26,7 @@ from storage.settings import load_settings
 from storage.store import Store
 from storage.times import now
 from tests.conftest import ROOT, afterlog
+from tests.operations import prefect_ready
 
 pytestmark = pytest.mark.skipif(shutil.which("chromium") is None, reason="Debian's chromium is not installed")
 WIDTHS = (1400, 800)
@@ -84,6 +85,7 @@ def wait_for(what: Any, seconds: float = 90) -> Any:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     home, port = tmp_path_factory.mktemp("browser") / "home", free_port()
+    prefect_ready(home)
     store = Store(load_settings(home=home))
     append_lines(store, "events", list(example.history(now(), customers=CUSTOMERS)))
     save_contacts(store.database, [Entry(*contact) for contact in example.contacts(CUSTOMERS)])

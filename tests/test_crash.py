@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -23,7 +22,6 @@ from urllib.parse import unquote
 
 import pytest
 
-from deployments import cli
 from deployments.example import history
 from storage import steps
 from storage.clock import Clock
@@ -33,8 +31,10 @@ from storage.settings import load_settings
 from storage.store import Store
 from storage.times import now
 from tasks.mail import EVENT_ID_HEADER
-from tests.conftest import log_bytes, settings_of
+from tests import processes
+from tests.conftest import ROOT, log_bytes, settings_of
 from tests.helpers import DERIVED, check_undisturbed, derived, open_store, parsed, process, rows
+from tests.processes import ended
 from tests.smtp_server import Received, SmtpServer
 
 OPENED = {"derived-opened": DERIVED, "outcome-opened": ("deliveries",)}
@@ -49,24 +49,14 @@ HITS = 10
 NOW = 1_700_000_000_000  # 2023: nothing is ahead of the wall clock
 HOUR = 3_600_000
 
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["tests.test_crash"])
-
 
 def start(home: Path, *arguments: str, kill: str = "", **settings: object) -> Any:
     """Start a command of `afterlog` in a new process, which kills itself at the step and time that `kill` names."""
     named = {**settings_of(home), **settings}
-    env = {"AFTERLOG_TEST_KILL": kill} | {f"AFTERLOG_{name.upper()}": str(value) for name, value in named.items()}
-    process = _processes.Process(target=_command, args=(env, arguments, str(home) + ".out"))
-    process.start()
-    return process
-
-
-def ended(process: Any) -> int:
-    """A process's exit code: minus the signal's number where one killed it."""
-    process.join(60)
-    assert process.exitcode is not None, "the process hangs"
-    return int(process.exitcode)
+    env = {**os.environ, "AFTERLOG_TEST_KILL": kill}
+    env |= {f"AFTERLOG_{name.upper()}": str(value) for name, value in named.items()}
+    output = Path(str(home) + ".out")
+    return processes.start(_work, *arguments, env=env, stdout=output, stderr=output, cwd=ROOT)
 
 
 def run(home: Path, *arguments: str, **options: Any) -> int:
@@ -77,18 +67,14 @@ def done(home: Path, *arguments: str, **settings: object) -> None:
     assert run(home, *arguments, **settings) == 0, Path(str(home) + ".out").read_text()
 
 
-def _command(env: dict[str, str], arguments: tuple[str, ...], output: str) -> None:
-    handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    os.environ.update(env)
-    step, _, nth = env["AFTERLOG_TEST_KILL"].partition(":")
+def _work(*arguments: str) -> None:
+    step, _, nth = os.environ["AFTERLOG_TEST_KILL"].partition(":")
     if step in OPENED:
         _kill_when_opening(OPENED[step], int(nth))
     if arguments[0] == "produce":
         _produce(Path(arguments[1]), Path(arguments[2]))
     else:
-        cli.main(list(arguments))
+        processes.command(*arguments)
 
 
 def _kill_when_opening(logs: tuple[str, ...], nth: int) -> None:
@@ -140,7 +126,7 @@ def hits(database: str) -> int:
 @pytest.mark.parametrize("step", COMMIT)
 def test_a_kill_at_any_step_of_a_commit_changes_nothing_of_what_comes_out(home: Path, hits: int, step: str) -> None:
     append(home, example(2000))
-    small = {"batch_bytes": 3000, "commit_bytes": 9000, "segment_bytes": 20_000}
+    small = {"batch_bytes": 3000, "commit_bytes": 9000, "spill_bytes": 1500, "segment_bytes": 20_000}
     command = ("process", "--as-of", "log-end", "--no-prefect")
     before = []
     for nth in random.Random(step).sample(range(1, 1 + hits), hits):

@@ -24,6 +24,7 @@ SEED = (PREFECT_YAML.parent / "seed.jsonl").read_bytes()
 NAMES = {
     "process/shift", "react/shift", "process/by-hand", "react/by-hand", "brake/by-hand", "quarantine-retry/by-hand",
     "replay/by-hand",
+    "why/by-hand", "archive/daily",
 }  # fmt: skip
 
 
@@ -35,7 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def as_registered(deployment: dict[str, Any]) -> dict[str, Any]:
     """What must be equal, whichever way it was registered."""
-    schedules = [(s["schedule"]["interval"], s["active"]) for s in deployment["schedules"]]
+    schedules = [(s["schedule"].get("interval") or s["schedule"]["cron"], s["active"]) for s in deployment["schedules"]]
     limit = (deployment.get("global_concurrency_limit") or {}).get("limit")
     return {key: deployment.get(key) for key in SAME} | {"schedules": schedules, "limit": limit}
 
@@ -67,6 +68,7 @@ def lines_of(home: Path, log: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log_bytes(home, log).splitlines()]
 
 
+@pytest.mark.long
 def test_a_runner_and_a_worker_register_the_same_and_do_the_same(server: str, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

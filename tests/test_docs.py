@@ -64,10 +64,10 @@ def test_the_readme_names_every_setting_and_no_other() -> None:
     assert {n for n in named if "__" not in n} <= known
 
 
-def test_the_readme_names_every_command() -> None:
-    shown = afterlog(ROOT / "nowhere", "--help").stdout.decode()
+def test_the_readme_names_every_command(tmp_path: Path) -> None:
+    shown = afterlog(tmp_path, "--help").stdout.decode()
     for name in ("append", "read", "process", "deliver", "contacts", "status", "up", "demo",
-                 "automations", "backup", "restore", "pause", "resume", "deliveries", "quarantine"):  # fmt: skip
+                 "automations", "backup", "restore", "pause", "resume", "deliveries", "quarantine", "archive", "verify"):  # fmt: skip
         assert name in README
         assert re.search(rf"^│ {name}\b", shown, re.MULTILINE)
 

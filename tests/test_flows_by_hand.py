@@ -79,7 +79,7 @@ def test_when_delivery_stops_itself_a_prefect_event_says_why_and_the_artifact_to
 
     from flows.markdown import escape
 
-    artifact = asyncio.run(Artifact.aget("react"))  # type: ignore[arg-type]
+    artifact = asyncio.run(Artifact.aget("react"))  # type: ignore[arg-type]  # Prefect takes its own session from the context
     assert artifact is not None
     assert f"**Mails are held:** {escape(reason, 500)}" in str(artifact.data)
 

@@ -50,7 +50,7 @@ NAMES = ("a\x00b", "a\x1a0b", "a\x1ab", "\x00", "ä'\"\\%s:x", "\x1a")
 
 def test_ids_and_names_with_nul_stop_nobody(url: str, make_store: MakeStore) -> None:
     lines = [add(n, name, id=name, name=name) for n, name in enumerate(NAMES)]  # type: ignore[arg-type]  # an id may be text
-    lines += [shop("X", 40, "a\x00b"), shop("ORDERED", 50, "a\x00b"), tax(1)]  # type: ignore[arg-type]
+    lines += [shop("X", 40, "a\x00b"), shop("ORDERED", 50, "a\x00b"), tax(1)]  # type: ignore[arg-type]  # the same
     here, there = make_store("sqlite"), make_store("postgresql", database_url=url)
     for store in (here, there):
         processed(store, *lines)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import sys
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
@@ -25,6 +24,7 @@ from tasks.run import Run
 from tasks.status import read_status
 from tasks.topology import build_topology
 from tests.conftest import SHARED, log_bytes, needs_shared
+from tests.helpers import open_store
 
 T0 = 1_700_000_000_000
 M, D = 60_000, 86_400_000
@@ -33,26 +33,12 @@ Story = Callable[..., list[tuple[Any, ...]]]
 Fresh = Callable[..., Store]
 
 
-@pytest.fixture(scope="module")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database, made once: most of a small test's time would go into it."""
-    home = tmp_path_factory.mktemp("migrated")
-    database = Store(load_settings(home=home)).database
-    with database.read():
-        pass
-    database.dispose()
-    return home / "afterlog.db"
-
-
 @pytest.fixture
-def fresh(tmp_path: Path, migrated: Path) -> Fresh:
+def fresh(tmp_path: Path) -> Fresh:
     """Make a store on an empty HOME."""
 
     def make(**settings: object) -> Store:
-        home = tmp_path / f"home{len(list(tmp_path.iterdir()))}"
-        home.mkdir()
-        shutil.copy(migrated, home / "afterlog.db")
-        return Store(load_settings(home=home, **settings))
+        return open_store(tmp_path / f"home{len(list(tmp_path.iterdir()))}", **settings)
 
     return make
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -21,8 +19,6 @@ from hypothesis import strategies as st
 from storage import steps
 from storage.clock import Clock
 from storage.door import append_lines
-from storage.settings import load_settings
-from storage.store import Store
 from tasks.follow import PartitionFollower
 from tasks.local import side_by_side
 from tasks.process import positions, process_to_end
@@ -30,7 +26,7 @@ from tasks.run import Run
 from tasks.topology import build_topology
 from tests import oracle
 from tests.conftest import log_bytes
-from tests.helpers import DERIVED, TABLES, copy_raw_logs, derived, parsed, rows_of
+from tests.helpers import DERIVED, TABLES, copy_raw_logs, derived, open_store, parsed, rows_of
 
 # Threads of other tests (Prefect's, the mail server's) draw random numbers while a strategy is drawn; ours draws none.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
@@ -163,10 +159,8 @@ class Shop:
     """One HOME and whoever works on it."""
 
     def __init__(self, home: Path, **settings: Any) -> None:
-        home.mkdir()
-        shutil.copy(_empty_database(), home / "afterlog.db")
         self.home = home
-        self.store = Store(load_settings(home=home, max_line=MAX_LINE, **settings))
+        self.store = open_store(home, max_line=MAX_LINE, **settings)
         self.topology = build_topology(self.store.settings)
         self._followers: dict[str, PartitionFollower] = {}
 
@@ -261,20 +255,6 @@ def _chosen(bits: int) -> list[str]:
     return [name for index, name in enumerate(PROCESSORS) if bits >> index & 1]
 
 
-@functools.cache
-def _empty_database() -> Path:
-    """The file of a database that was made and never used: making one takes long."""
-    folder = tempfile.TemporaryDirectory(prefix="afterlog-")
-    store = Store(load_settings(home=Path(folder.name)))
-    assert store.database.engine
-    store.database.dispose()
-    _kept.append(folder)
-    return Path(folder.name) / "afterlog.db"
-
-
-_kept: list[tempfile.TemporaryDirectory[str]] = []
-
-
 @contextlib.contextmanager
 def fresh(name: str = "home", **settings: Any) -> Iterator[Shop]:
     """A shop on a HOME in memory, where the system has such a place."""
@@ -300,18 +280,22 @@ def spelt(event: dict[str, Any]) -> str:
     return json.dumps(event)
 
 
+@pytest.mark.long
 @given(
     history=histories(),
     batch=st.sampled_from([1, 200, 1000, 4 << 20]),
     commit=st.sampled_from([1, 300, 2000, 64 << 20]),
+    spill=st.sampled_from([1, 1000, 4 << 20]),
     segment=st.sampled_from([1, 500, 5000, 64 << 20]),
     keys=st.sampled_from([1, 2, 20_000]),
 )
 @thorough
 def test_any_cuts_and_crashes_give_what_an_undisturbed_run_gives_and_the_contract_asks_for(
-    history: list[Step], batch: int, commit: int, segment: int, keys: int
+    history: list[Step], batch: int, commit: int, spill: int, segment: int, keys: int
 ) -> None:
-    with fresh(batch_bytes=batch, commit_bytes=commit, segment_bytes=segment, cache_keys=keys) as shop:
+    with fresh(
+        batch_bytes=batch, commit_bytes=commit, spill_bytes=spill, segment_bytes=segment, cache_keys=keys
+    ) as shop:
         shop.live(history)
         shop.tick(history[-1].as_of)
         shop.process()
@@ -354,6 +338,7 @@ def _check_counts(shop: Shop, history: list[bytes], derived: dict[str, bytes]) -
         assert position.derived == (len(parsed(derived[writes])) if writes else 0), name
 
 
+@pytest.mark.long
 @given(
     history=histories(ahead=False), other=st.lists(st.integers(0, 3), min_size=1, max_size=24), end=st.integers(0, 2)
 )

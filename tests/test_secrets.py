@@ -1,24 +1,15 @@
-"""A password is in the environment or the settings file, and nowhere else: no output, file, artifact, process list."""
+"""A password is in the environment or the settings file, and nowhere else: no output, no file. Of `up` see test_unattended."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from deployments.server import free_port, is_healthy
 from storage.contacts import Entry, save_contacts
 from storage.times import now
-from tests.conftest import ROOT, afterlog, log_bytes
+from tests.conftest import afterlog
 from tests.helpers import open_store
 from tests.smtp_server import SmtpServer
 
@@ -49,39 +40,6 @@ def home(tmp_path: Path) -> Path:
 def marked_files(folder: Path) -> list[str]:
     """The files in which a password stands."""
     return [str(path) for path in folder.rglob("*") if path.is_file() and MARK in path.read_bytes()]
-
-
-class ProcessList:
-    """What anybody on the machine can see of the processes that a test started: their command lines."""
-
-    def __init__(self) -> None:
-        self.seen: set[bytes] = set()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look)
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        self._thread.start()
-        try:
-            yield
-        finally:
-            self._stop.set()
-            self._thread.join()
-
-    def _look(self) -> None:
-        while not self._stop.wait(0.05):
-            parents, lines = {}, {}
-            for folder in Path("/proc").glob("[0-9]*"):
-                try:
-                    status = (folder / "stat").read_text().rpartition(")")[2].split()
-                    lines[folder.name] = (folder / "cmdline").read_bytes()
-                except OSError:
-                    continue  # it has ended meanwhile
-                parents[folder.name] = status[1]
-            ours = {str(os.getpid())}
-            while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
-                ours |= more
-            self.seen |= {lines[pid] for pid in ours - {str(os.getpid())}}
 
 
 @pytest.mark.parametrize("fate", ["sent", "refused login", "unknown certificate"])
@@ -161,42 +119,3 @@ def test_a_wrong_settings_file_is_told_without_what_it_says(tmp_path: Path, toml
     assert done.returncode == 2
     assert b"Correct it" in done.stderr
     assert MARK not in done.stdout + done.stderr
-
-
-def test_up_keeps_every_password_out_of_logs_artifacts_runs_and_the_process_list(home: Path, tmp_path: Path) -> None:
-    """Server, runner and shifts with a login at the mail server and at Prefect's own API: a mail is sent."""
-    port, processes = free_port(), ProcessList()
-    with SmtpServer(tls="implicit", login=("ann", SECRET)) as server, processes.watched():
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "AFTERLOG_"))}
-        env |= {
-            "AFTERLOG_HOME": str(home), "AFTERLOG_MAIL_URL": mail_url(server), "HOME": str(tmp_path),
-            "PREFECT_SERVER_API_AUTH_STRING": f"ann:{SECRET}", "PREFECT_API_AUTH_STRING": f"ann:{SECRET}",
-            "PREFECT_LOGGING_LEVEL": "DEBUG",
-        }  # fmt: skip
-        output = tmp_path / "up.out"
-        up = subprocess.Popen(
-            [sys.executable, "-m", "deployments.cli", "up", "--port", str(port)], cwd=ROOT, env=env,
-            stdout=output.open("ab"), stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        try:
-            wait_until(lambda: is_healthy(f"http://127.0.0.1:{port}/api"), 120, up)
-            assert afterlog(home, "append", "events", stdin=submission(1)).returncode == 0
-            wait_until(lambda: len(server.inbox) == 1, 120, up)
-        finally:
-            up.send_signal(signal.SIGTERM)
-            up.wait(60)
-    assert log_bytes(home, "deliveries").count(b'"SENT"') == 1
-    assert MARK not in output.read_bytes()
-    assert any(b"prefect\0server" in line for line in processes.seen)
-    assert any(b"deployments.serve" in line for line in processes.seen)
-    assert [line for line in processes.seen if MARK in line] == []
-    assert (home / "prefect" / "prefect.db").stat().st_size > 0
-    assert marked_files(tmp_path) == []
-
-
-def wait_until(what: Callable[[], bool], seconds: float, process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert process.poll() is None, "it has ended"
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.1)

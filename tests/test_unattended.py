@@ -1,6 +1,6 @@
 """`afterlog up` when nobody looks: what dies is started again, what crashed is run again, a click on cancel is obeyed.
 
-All tests share one `afterlog up`, behind a password. Each leaves it at work.
+All tests share one `afterlog up`, behind a password, with a mail server that asks for another. Each leaves it at work.
 """
 
 from __future__ import annotations
@@ -15,19 +15,43 @@ from pathlib import Path
 import httpx
 import pytest
 
+from storage.contacts import Entry, save_contacts
 from storage.door import append_events
 from storage.settings import load_settings
 from storage.store import Store
 from storage.times import now
 from tasks.process import positions
-from tests.operations import AUTH, Up, children, command_of, wait_for
+from tests.conftest import log_bytes
+from tests.helpers import open_store
+from tests.operations import AUTH, ProcessList, Up, command_of, wait_for
+from tests.smtp_server import SmtpServer
 
 PROCESSORS = {"quarantine", "derive", "abandonment", "anomalies", "normalise"}
+MAIL_SECRET = "hunter2marked"
 
 
 @pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    started = Up(tmp_path_factory.mktemp("up"), crashed_after="45s")
+def mailbox() -> Iterator[SmtpServer]:
+    with SmtpServer(tls="implicit", login=("ann", MAIL_SECRET)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def seen() -> Iterator[set[bytes]]:
+    """The command lines of all that runs from then on."""
+    processes = ProcessList()
+    with processes.watched():
+        yield processes.seen
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory, mailbox: SmtpServer, seen: set[bytes]) -> Iterator[Up]:
+    folder = tmp_path_factory.mktemp("up")
+    store = open_store(folder / "home")
+    save_contacts(store.database, [Entry("CLIENT", "1", "c1@example.com", False)])
+    store.database.dispose()
+    mail_url = mailbox.url.replace("://", f"://ann:{MAIL_SECRET}@")
+    started = Up(folder, crashed_after="45s", mail_url=mail_url)
     try:
         wait_for(lambda: (started.home / "prefect" / "api-url").is_file(), 300)
         wait_for(
@@ -76,17 +100,24 @@ def test_it_listens_on_this_machine_only(up: Up) -> None:
     assert listening == {"0100007F"}
 
 
-def test_the_password_is_asked_for_and_is_in_no_process_list_and_no_file(up: Up, store: Store) -> None:
+def test_passwords_are_asked_for_and_stand_in_no_process_list_log_artifact_or_other_file(
+    up: Up, store: Store, mailbox: SmtpServer, seen: set[bytes]
+) -> None:
+    """That of Prefect's API and that of the mail server; Prefect logs all that it does."""
     assert httpx.post(f"{up.api.url}/flow_runs/filter", json={}).status_code == 401
     assert goes_on(store, 60) < 60  # the runner and its runs have it
-    family = [up.process.pid]
-    for pid in family:
-        family += children(pid)
-    assert len(family) >= 5
-    secret = AUTH.split(":")[1]
-    assert [command_of(pid) for pid in family if secret in command_of(pid)] == []
-    held = [path for path in up.home.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
-    assert held == []
+    tax = {"subject": {"id": "UK"}, "verb": "SUBMIT_TAX", "object": {"id": 1}, "context": {"at": now()}}
+    append_events(store, "events", [tax])
+    wait_for(lambda: log_bytes(up.home, "deliveries").count(b'"SENT"') == 1, 120)
+    assert len(mailbox.inbox) == 1
+    for part in (b"deployments.cli", b"prefect\0server", b"deployments.serve", b"prefect.engine"):
+        assert any(part in line for line in seen)
+    for secret in (AUTH.split(":")[1].encode(), MAIL_SECRET.encode()):
+        assert [line for line in seen if secret in line] == []
+        held = [path for path in up.home.parent.rglob("*") if path.is_file() and secret in path.read_bytes()]
+        assert held == []
+    assert b"| DEBUG " in up.output.read_bytes() + (up.home / "prefect" / "runner.log").read_bytes()
+    assert (up.home / "prefect" / "prefect.db").stat().st_size > 0
 
 
 def test_runner_and_run_killed_the_work_goes_on_and_the_dead_run_is_marked_crashed(up: Up, store: Store) -> None:

@@ -51,7 +51,7 @@ def test_the_first_difference_is_named(store: Store) -> None:
     [segment] = (store.home / "logs" / "baskets" / "0").glob("*.jsonl")
     lines = segment.read_bytes().splitlines(keepends=True)
     segment.write_bytes(lines[0] + lines[1].replace(b"ABANDONED", b"abandoned", 1))
-    done = afterlog(store.home, "verify-derived")
+    done = afterlog(store.home, "verify", "--derived")
     assert done.returncode == 1
     assert f"\nbaskets/0:{len(lines[0])}: the first difference".encode() in done.stderr
     assert b"\nreminders/0: " in done.stderr

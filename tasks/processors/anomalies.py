@@ -58,11 +58,12 @@ class Processor(contract.Processor[Seen]):
 
     def process(self, batch: Batch, state: contract.States[Seen], out: contract.Output) -> None:
         """Score and learn every measure of every event; an event that has none of them is ignored."""
-        measures_of, may_have, take = self._measures.of, self._measures.may_be_in, self._take
+        measures_of, take = self._measures.of, self._take
         learnt: dict[str, Seen] = {}
-        ignored = 0
-        for event in batch.events:
-            values = measures_of(event) if may_have(event) else ()
+        candidates = self._measures.among(batch.events)
+        ignored = len(batch.events) - len(candidates)
+        for event in candidates:
+            values = measures_of(event)
             if not values:
                 ignored += 1
             for measure, value in values:

@@ -16,7 +16,9 @@ ORDERED = "ORDERED"
 VERBS = ITEM_VERBS | {REMOVED, ORDERED}  # what may change a basket
 # Prices and counts are added and multiplied as they are written; what is out of all reach becomes infinite.
 _EXACT = Context(prec=400, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[])
-_LONGEST_CHAIN = 8
+_folded: dict[bytes, bytes] = {}
+"""What was folded lately: of the same items come the same changes."""
+_MOST_KEPT, _LONGEST_KEPT = 20_000, 1_000
 
 Fields = dict[str, Raw]
 
@@ -43,18 +45,14 @@ _encode = msgspec.json.Encoder().encode
 
 
 def apply(items: dict[str, bytes], event: Event) -> None:
-    """What `event` does to a basket: set a count, take an item out, or empty it.
-
-    An item that was set several times is kept as a chain of what each event carried; `stands` folds it when it is
-    looked at, which for most items is never.
-    """
+    """What `event` does to a basket: set a count, take an item out, or empty it."""
     item = event.item
     if item is not None:
         if item.count <= 0:
             items.pop(item.key, None)
         elif (before := items.get(item.key)) is not None:
             chain = before + b"\n" + item.raw
-            items[item.key] = stands(chain) if chain.count(b"\n") >= _LONGEST_CHAIN else chain
+            items[item.key] = _folded.get(chain) or _fold(chain)
         else:
             items[item.key] = item.raw
     elif event.verb == ORDERED:
@@ -73,10 +71,15 @@ def removed_key(event: Event) -> str | None:
         return None
 
 
-def stands(chain: bytes) -> bytes:
-    """An item as it stands: fields that a later event carried replace the earlier ones, others stay."""
-    if b"\n" not in chain:
-        return chain
+def stands(item: bytes) -> bytes:
+    """An item as it stands; state of the first versions holds what several events carried of one, a line each."""
+    return _fold(item) if b"\n" in item else item
+
+
+def _fold(chain: bytes) -> bytes:
+    """An item as it stands after what several events carried of it, a line each: fields of a later one replace the
+    earlier ones, others stay.
+    """
     first, *later = chain.split(b"\n")
     fields = _decode_fields(first)
     for raw in later:
@@ -84,17 +87,22 @@ def stands(chain: bytes) -> bytes:
         if "count" in fields and "count" not in carried:
             fields["count"] = Raw(b"1")  # an absent count is 1
         fields.update(carried)
-    return _encode(fields)
+    folded = _encode(fields)
+    if len(chain) <= _LONGEST_KEPT:
+        if len(_folded) >= _MOST_KEPT:
+            _folded.clear()
+        _folded[chain] = folded
+    return folded
 
 
 def basket_json(items: dict[str, bytes]) -> bytes:
     """The items as they stand, in the order in which they came in, as a JSON array."""
-    return b"[" + b",".join([stands(chain) for chain in items.values()]) + b"]"
+    return b"[" + b",".join([stands(item) for item in items.values()]) + b"]"
 
 
 def order_items(event: Event, items: dict[str, bytes]) -> list[Fields]:
     """What was ordered: the basket that ORDERED carries, else the one that it empties."""
-    return _carried(_parse_order(event)) or [_decode_fields(stands(chain)) for chain in items.values()]
+    return _carried(_parse_order(event)) or [_decode_fields(stands(item)) for item in items.values()]
 
 
 def order_value(event: Event, items: dict[str, bytes]) -> Decimal | None:
@@ -102,7 +110,7 @@ def order_value(event: Event, items: dict[str, bytes]) -> Decimal | None:
     order = _parse_order(event)
     value = number(order.value) if order.value is not UNSET else None
     if value is None:
-        value = total(_carried(order) or [_decode_fields(stands(chain)) for chain in items.values()])
+        value = total(_carried(order) or [_decode_fields(stands(item)) for item in items.values()])
     return value if value is not None and math.isfinite(float(value)) else None  # JSON readers know no infinity
 
 

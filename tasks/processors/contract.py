@@ -64,10 +64,14 @@ class Output:
     """SQL with named parameters, and its rows."""
     ignored: int = 0
     """Good events that a rule of the processor leaves out; the rest of them count as processed."""
+    size: int = 0
+    """Bytes of `lines`."""
 
     def write(self, document: Mapping[str, Any]) -> None:
         """Give one derived event, its keys in the order of `document`."""
-        self.lines.append(orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE))
+        line = orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE)
+        self.lines.append(line)
+        self.size += len(line)
 
     def emit(
         self,

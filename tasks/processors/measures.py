@@ -86,6 +86,7 @@ JSON: dict[str, Callable[[bytes], float]] = {
 """What is measured of a value that is no text: its bytes, all its keys, how deep it nests."""
 
 _MISSING = Raw(b"")
+_decode_text = msgspec.json.Decoder(str).decode
 _decode_object = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode_array = msgspec.json.Decoder(list[Raw]).decode
 
@@ -103,7 +104,8 @@ class _Fields:
         fields: list[Any] = [
             (f"f{index}", Raw, msgspec.field(default=_MISSING, name=name)) for index, name in enumerate(names)
         ]
-        self._decode = msgspec.json.Decoder(msgspec.defstruct("Fields", fields, gc=False)).decode
+        self.struct = msgspec.defstruct("Fields", fields, gc=False)
+        self._decode = msgspec.json.Decoder(self.struct).decode
         self._plan = [(f"f{i}", name, name in leaves, inner.get(name)) for i, name in enumerate(names)]
         self.words = [f'"{name}"'.encode() for name in names]
 
@@ -113,6 +115,10 @@ class _Fields:
             fields = self._decode(raw)
         except msgspec.MsgspecError:
             return  # no object: it has no fields
+        self.take(fields, prefix, found)
+
+    def take(self, fields: Any, prefix: tuple[str, ...], found: list[tuple[tuple[str, ...], bytes]]) -> None:
+        """`read` for what is decoded already."""
         for attribute, name, is_leaf, inner in self._plan:
             value = getattr(fields, attribute)
             if value is not _MISSING:
@@ -144,6 +150,8 @@ class Measures:
                 self._declare(name)
         self._fields = _Fields(sorted({*self._texts, *self._jsons, *self._numbers}))
         self._words = self._fields.words
+        line = [("object", self._fields.struct, msgspec.field(default_factory=self._fields.struct))]
+        self._decode_line = msgspec.json.Decoder(msgspec.defstruct("Line", line, gc=False)).decode
 
     def of(self, event: Event) -> list[tuple[str, Any]]:
         """Each measure's name with its value in `event`: a number, or the boolean that stands where one was expected."""
@@ -153,18 +161,28 @@ class Measures:
             if total is not None:
                 values.append((ORDER_TOTAL, float(total)))
         found: list[tuple[tuple[str, ...], bytes]] = []
-        self._fields.read(event.object, (), found)
+        try:
+            line: Any = self._decode_line(event.raw)
+            self._fields.take(line.object, (), found)
+        except msgspec.MsgspecError:
+            self._fields.read(event.object, (), found)
         for path, literal in found:
             self._measure(path, literal, values)
         return values
 
-    def may_be_in(self, event: Event) -> bool:
-        """Whether any measure may be there: a look at the bytes, much cheaper than decoding them."""
-        raw = event.raw
+    def among(self, events: list[Event]) -> list[Event]:
+        """Those in which any measure may be: a look at the bytes, much cheaper than decoding them."""
+        ordered = basket.ORDERED if self._order_total else None
+        if len(self._words) == 1 and ordered is None:
+            word = self._words[0]
+            return [event for event in events if word in event.raw or b"\\u" in event.raw]
+        return [event for event in events if self._may_be_in(event.raw) or event.verb == ordered]
+
+    def _may_be_in(self, raw: bytes) -> bool:
         for word in self._words:  # a plain loop: this is asked of every event
             if word in raw:
                 return True
-        return b"\\u" in raw or (self._order_total and event.verb == basket.ORDERED)  # a name may be written in escapes
+        return b"\\u" in raw  # a name may be written in escapes
 
     def _declare(self, name: str) -> None:
         head, *path = name.split(".")
@@ -181,7 +199,7 @@ class Measures:
         first = literal[:1]
         if first == b'"':
             if (kinds := self._texts.get(path)) is not None:
-                text = msgspec.json.decode(literal, type=str)
+                text = _decode_text(literal)
                 values += [(name, value) for name, kind in kinds if (value := TEXT[kind](text)) is not None]
         elif path in self._jsons and literal != b"null":
             values += [(name, JSON[kind](literal)) for name, kind in self._jsons[path]]

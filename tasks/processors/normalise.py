@@ -80,11 +80,11 @@ class Processor(contract.Processor[Current]):
 
     def flush(self, out: contract.Output) -> None:
         """Give the statements that bring the rows up to what was taken since the last commit."""
-        gone = [{"customer": c, "item": i} for (c, i), (chain, _) in self._lines.items() if chain is None]
+        gone = [{"customer": c, "item": i} for (c, i), (stored, _) in self._lines.items() if stored is None]
         kept = [
-            {"customer": customer, **_line(item, chain, set_by)}
-            for (customer, item), (chain, set_by) in self._lines.items()
-            if chain is not None
+            {"customer": customer, **_line(item, stored, set_by)}
+            for (customer, item), (stored, set_by) in self._lines.items()
+            if stored is not None
         ]
         customers = [
             {"key": key, "first_at": now.first_at, "last_at": now.last_at, "set_by": set_by}
@@ -106,8 +106,8 @@ class Processor(contract.Processor[Current]):
         """Remember which lines of the basket, and which item, this event has set."""
         if event.item is not None:
             key = event.item.key
-            chain = current.items.get(key)
-            self._lines[event.key, key] = (chain, set_by)
+            stored = current.items.get(key)
+            self._lines[event.key, key] = (stored, set_by)
             fields = basket.fields(event.item.raw)
             self._items[key] = {"key": key, "name": _name(fields), "price": _price(fields), "set_by": set_by}
         elif event.verb == basket.REMOVED:
@@ -130,8 +130,8 @@ class Processor(contract.Processor[Current]):
         ]
 
 
-def _line(item: str, chain: bytes, set_by: str) -> dict[str, Any]:
-    return _columns(item, basket.fields(basket.stands(chain)), set_by)
+def _line(item: str, stored: bytes, set_by: str) -> dict[str, Any]:
+    return _columns(item, basket.fields(basket.stands(stored)), set_by)
 
 
 def _columns(item: str, fields: basket.Fields, set_by: str) -> dict[str, Any]:

@@ -1,0 +1,262 @@
+"""Why something happened: the chain from it to the raw bytes, with the rule, settings and run of each step.
+
+A derived event names its source, and that its own: the chain is read from the logs, what fired from the log `clock`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+from storage.errors import AfterlogError, UsageError
+from storage.event import HEAD, MAX_DERIVED_DEPTH, Rejected
+from storage.judge import judge
+from storage.subject import subject_events
+from storage.times import show
+from tasks.evidence import Event, Evidence, Place, WrittenBy, as_json, parse_event
+from tasks.processors import abandonment
+from tasks.rules import rule_of
+from tasks.time_machine import counts, settings_at
+from tasks.topology import DELIVERIES
+
+_PLACE = re.compile(r"([a-z0-9][a-z0-9_.-]*):(\d+):(\d+)")
+_MESSAGE_ID = re.compile(r"<?([0-9a-f]{64})(?:@[^>\s]*)?>?")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One event of the chain. Times in milliseconds; of a raw line only `place`, `line` and what the judge says is known.
+
+    `line` is verbatim, bytes that are no UTF-8 as `\\xNN`; `known_at` is the clock of a derived event, -1 for a raw line.
+    `settings`, `code` (SHA-256) and `version` (where the log `clock` says so) are those in force.
+    """
+
+    place: str
+    id: str
+    verb: str
+    at: int
+    known_at: int
+    line: str
+    rule: str = ""
+    shown_by: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    code: str = ""
+    version: str = ""
+    run: WrittenBy | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the log `deliveries` says became of a mail."""
+
+    state: str
+    at: int
+    reason: str
+    place: str
+    run: WrittenBy | None
+
+
+@dataclass(frozen=True)
+class Sending:
+    """How a mail stands: its row in the outbox (empty where it is not queued yet), and every outcome so far."""
+
+    message_id: str
+    state: str
+    attempts: int
+    reason: str
+    next_at: int
+    not_after: int
+    recipient: str
+    outcomes: list[Outcome]
+
+
+@dataclass(frozen=True)
+class Why:
+    """The answer: `chain` begins with what was asked for and ends with the raw line."""
+
+    asked: str
+    chain: list[Step]
+    sending: Sending | None
+    came_of_it: list[Step]
+
+
+def why(evidence: Evidence, ident: str) -> Why:
+    """Why there is the event `ident`: an `event.id`, a Message-ID, or a place such as `events:0:5130`.
+
+    Raises:
+        UsageError: nothing is known of it.
+    """
+    place, line = find(evidence, ident.strip())
+    chain = [step(evidence, place, line)]
+    while (source := _source(evidence, place, line)) is not None:
+        place, carried = source, line
+        try:
+            line = evidence.line(place)
+        except AfterlogError as error:
+            chain[-1].notes.append(f"its cause cannot be read ({error}); what it carries of it is in caused_by")
+            break
+        chain.append(step(evidence, place, line, _check_carried(carried, line)))
+    first = chain[0]
+    sending = sending_of(evidence, first.id) if first.verb == "EMAIL" else None
+    return Why(ident, chain, sending, _came_of(evidence, first))
+
+
+def find(evidence: Evidence, ident: str) -> tuple[Place, bytes]:
+    """Where the event lies that a person means, and its line.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if match := _PLACE.fullmatch(ident):
+        place = Place(match[1], int(match[2]), int(match[3]))
+        return place, evidence.line(place)
+    if match := _MESSAGE_ID.fullmatch(ident):
+        ident = _event_of(evidence, match[1])
+    log = evidence.log_of(ident.partition("/")[0])
+    cause = _PLACE.search(ident)
+    partition = int(cause[2]) if cause else None  # a derived event has the partition of its cause
+    found = [
+        (place, line) for place, line in evidence.lines_with(log, as_json(ident), partition)
+        if parse_event(line)["event"]["id"] == ident
+    ]  # fmt: skip
+    if not found:
+        raise UsageError("no such event", found=repr(ident), do=f"See: afterlog read {log}")
+    return found[-1]  # a log that has lost its end may give an id a second time
+
+
+def step(evidence: Evidence, place: Place, line: bytes, notes: list[str] | None = None) -> Step:
+    """What is known of the line at a place."""
+    text, notes = line.decode(errors="backslashreplace"), notes or []
+    processor = evidence.processor_of(place.log)
+    if not processor:
+        try:
+            event = judge(line, place.offset, 0, MAX_DERIVED_DEPTH)
+        except Rejected as error:
+            return Step(str(place), "", "", -1, -1, text, notes=[*notes, f"no event: {error}"])
+        return Step(str(place), "", event.verb, event.at, -1, text, notes=notes)
+    found, source = parse_event(line), _source(evidence, place, line)
+    generation = evidence.generation_of(place.log)
+    shown_by, shown_at = _shown_by(evidence, found, source)
+    run = evidence.written_by(place)
+    version = evidence.version(processor, shown_at, generation, run) if shown_at and place.log != DELIVERIES else None
+    settings = version.settings if version else {}
+    verb = found["verb"]
+    return Step(
+        str(place), found["event"]["id"], verb if isinstance(verb, str) else verb["type"], found["context"]["at"],
+        found["event"]["inserted_at"], text, rule_of(found, settings), shown_by, settings,
+        version.code if version else "", f"clock:0:{version.offset}" if version else "", run,
+        [*notes, *_notes(found)],
+    )  # fmt: skip
+
+
+def sending_of(evidence: Evidence, mail: str) -> Sending:
+    """How the mail of an EMAIL event stands."""
+    outcomes = []
+    for place, line in evidence.lines_with(DELIVERIES, as_json(mail)):
+        event = parse_event(line)
+        if event["object"]["id"] == mail:
+            reason, at = event["object"].get("reason", ""), event["context"]["at"]
+            outcomes.append(Outcome(event["verb"], at, reason, str(place), evidence.written_by(place)))
+    rows = evidence.look.rows("SELECT * FROM delivery WHERE event_id = :mail", mail=mail)
+    row = rows[0] if rows else {}
+    recipient = f"{row['recipient_type']} {row['recipient_id']}" if row else ""
+    return Sending(
+        _message_id(evidence, mail), row.get("state", ""), row.get("attempts", 0), row.get("reason", ""),
+        row.get("next_at", 0), row.get("not_after", 0), recipient, outcomes,
+    )  # fmt: skip
+
+
+def _source(evidence: Evidence, place: Place, line: bytes) -> Place | None:
+    if not evidence.processor_of(place.log):
+        return None
+    source = parse_event(line)["context"].get("source")
+    return Place(source["log"], source["partition"], source["offset"]) if source else None
+
+
+def _check_carried(derived: bytes, cause: bytes) -> list[str]:
+    """Whether a derived event carries the bytes that now lie where it says that its cause lies."""
+    if b'"caused_by":' not in derived:
+        return []
+    same = sha256(cause).hexdigest().encode() in derived if len(cause) > HEAD else cause in derived
+    return [] if same else ["the bytes here are other ones than the event carries as its cause"]
+
+
+def _shown_by(evidence: Evidence, found: Event, source: Place | None) -> tuple[str, Place | None]:
+    """What showed it, where that is not the cause itself; and where its processor stood then."""
+    if source is None or found["verb"] != {"type": "ABANDONED_BASKET"}:
+        return "", source
+    clock = found["event"]["inserted_at"]
+    ticks = evidence.ticks(source)
+    tick = ticks.at(clock)
+    ticks.close()
+    if tick is not None and tick.end > source.offset:
+        return f"the tick clock:0:{tick.offset} of {show(tick.as_of)}", Place(source.log, source.partition, tick.end)
+    key, last = str(found["subject"]["id"]), found["context"]["at"]
+    after = subject_events(
+        evidence.store,
+        source.log,
+        source.partition,
+        key,
+        start=source.offset + 1 + len(evidence.line(source)),
+        until=clock,
+    )
+    generation = evidence.generation_of(evidence.log_of("abandonment"))
+    for event in after:
+        version = evidence.version("abandonment", Place(source.log, source.partition, event.offset), generation)
+        settings = settings_at([version] if version else [], event.offset, abandonment.Settings())
+        if event.clock > last + settings.timeout and counts(event, settings):
+            at = Place(source.log, source.partition, event.offset)
+            return f"the customer's next event, {at}, of {show(clock)}", at
+    return f"the customer's next event, of {show(clock)}", source
+
+
+def _notes(found: Event) -> list[str]:
+    closes = found["context"].get("abandonment")
+    return [f"of the abandonment {closes}"] if closes else []
+
+
+def _came_of(evidence: Evidence, first: Step) -> list[Step]:
+    """The events that name `first` as their cause, in the logs of those who read its log."""
+    log = first.place.partition(":")[0]
+    cause, found = first.id or first.place, []
+    for processor in evidence.topology.all():
+        if processor.reads == log and processor.writes is not None:
+            mine = evidence.lines_with(
+                processor.writes, as_json(f"{processor.name}/{cause}/"), int(first.place.split(":")[1])
+            )
+            found += [step(evidence, place, line) for place, line in mine if _caused_by(line, first.place)]
+    for place, line in evidence.lines_with(log, as_json(first.id)) if first.verb == "ABANDONED_BASKET" else ():
+        if parse_event(line)["context"].get("abandonment") == first.id:
+            found.append(step(evidence, place, line))
+    return found
+
+
+def _caused_by(line: bytes, place: str) -> bool:
+    source = parse_event(line)["context"].get("source") or {}
+    return f"{source.get('log')}:{source.get('partition')}:{source.get('offset')}" == place
+
+
+def _salts(evidence: Evidence) -> list[str]:
+    """What the Message-ID of a mail may have been made of beside its event's id: see `tasks.restored`."""
+    return ["", *(f"\n{row['at']}" for row in evidence.look.rows("SELECT at FROM restored"))]
+
+
+def _digest(mail: str, salt: str) -> str:
+    return sha256((mail + salt).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _message_id(evidence: Evidence, mail: str) -> str:
+    """The Message-ID of a mail; empty where a backup was put back, since which it may be one of several."""
+    domain = evidence.store.settings.mail_from.rpartition("@")[2].rstrip("> ")
+    return f"<{_digest(mail, '')}@{domain}>" if len(_salts(evidence)) == 1 else ""
+
+
+def _event_of(evidence: Evidence, digest: str) -> str:
+    salts = _salts(evidence)
+    for row in evidence.look.rows("SELECT event_id FROM delivery"):
+        if any(_digest(row["event_id"], salt) == digest for salt in salts):
+            return str(row["event_id"])
+    raise UsageError("no mail has this Message-ID", found=digest, do="See: afterlog deliveries list")

@@ -1,0 +1,167 @@
+"""DESIGN's promises as assertions, held after every step against what is committed and what would survive a power loss."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+from tests.simulator.actors import Actors
+from tests.simulator.disk import Process
+from tests.simulator.lines import tag_of
+from tests.simulator.world import BrokenPromiseError, World
+
+DERIVED = ("quarantine", "reactions", "baskets", "anomalies", "reminders")
+TABLES = ("customer", "item", "orders", "order_line", "basket_line")
+_POSITIONS = 'SELECT processor, log, partition, "offset", tick_offset, lines, processed, quarantined, ignored, derived FROM checkpoint'
+
+
+class Promises:
+    """What must hold, and what was seen before."""
+
+    def __init__(self, world: World, actors: Actors) -> None:
+        self.world, self.actors = world, actors
+        self._committed: dict[tuple[str, int], bytes] = {}
+
+    def check(self) -> None:
+        """After every step.
+
+        Raises:
+            BrokenPromiseError: one does not hold.
+        """
+        self._nothing_rests_on_what_may_be_lost()
+        self._committed_bytes_stay()
+        self._confirmed_lines_stay()
+        self._at_most_once()
+
+    def check_end(self) -> None:
+        """After everything was brought to its end: nothing is missing, and all is as an undisturbed run would have it."""
+        self.check()
+        self._nothing_is_left()
+        self._every_mail_is_accounted_for()
+        self._as_undisturbed()
+
+    def _demand(self, holds: bool, what: str) -> None:
+        if not holds:
+            raise BrokenPromiseError(what)
+
+    def _ends(self) -> dict[tuple[str, int], int]:
+        return {
+            (log, part): end for log, part, end in self.world.rows('SELECT log, partition, "end" FROM committed_end')
+        }
+
+    def _nothing_rests_on_what_may_be_lost(self) -> None:
+        """No checkpoint, tick or committed end lies beyond what an fsync has covered."""
+        needed = self._ends()
+        for processor, log, part, offset, tick_offset, lines, done, bad, ignored, _ in self.world.rows(_POSITIONS):
+            needed[log, part] = max(needed.get((log, part), 0), offset)
+            needed["clock", 0] = max(needed.get(("clock", 0), 0), tick_offset)
+            self._demand(
+                lines == done + bad + ignored, f"{processor} read {lines}, and accounts for {done + bad + ignored}"
+            )
+        for (log, part), end in needed.items():
+            there = self.world.disk.log(log, part, durable=False)[:end]
+            self._demand(len(there) == end, f"{log}/{part} has {len(there)} bytes, and {end} were relied upon")
+            durable = self.world.disk.log(log, part, durable=True)[:end]
+            self._demand(durable == there, f"{log}/{part}: of {end} bytes relied upon not all are durable")
+
+    def _committed_bytes_stay(self) -> None:
+        for (log, part), end in self._ends().items():
+            there = self.world.disk.log(log, part, durable=False)
+            before = self._committed.get((log, part), b"")
+            self._demand(there.startswith(before), f"{log}/{part}: committed bytes have changed")
+            if end > len(before):
+                self._committed[log, part] = there[:end]
+
+    def _confirmed_lines_stay(self) -> None:
+        logs: dict[tuple[str, int], bytes] = {}
+        for (log, part, offset), line in self.actors.confirmed.items():
+            there = logs.get((log, part))
+            if there is None:
+                there = logs[log, part] = self.world.disk.log(log, part, durable=True)
+            self._demand(
+                there.startswith(line, offset), f"{log}/{part}:{offset}: a confirmed line is not durable: {line!r}"
+            )
+        tags = Counter(
+            tag
+            for part in range(self.world.settings.partitions)
+            for line in self.world.disk.log("events", part, durable=False).split(b"\n")
+            if (tag := tag_of(line)) is not None
+        )
+        self._demand(max(tags.values(), default=0) <= 1, "a line is in the log twice")
+
+    def _at_most_once(self) -> None:
+        server = self.world.server
+        self._demand(not server.broken, "; ".join(server.broken))
+        self._demand(max(server.accepted.values(), default=0) <= 1, f"mailed twice: {server.accepted}")
+
+    def _nothing_is_left(self) -> None:
+        found = {(p[0], p[2]): p for p in self.world.rows(_POSITIONS)}
+        for name, make in self.world.topology.processors.items():
+            processor = make()
+            for part in range(self.world.settings.partitions):
+                log = self.world.disk.log(processor.reads, part, durable=False)
+                if processor.reads in DERIVED:
+                    log = log[: self._ends().get((processor.reads, part), 0)]
+                if not log:
+                    continue
+                position = found[name, part]
+                self._demand(position[3] == log.rfind(b"\n") + 1, f"{name} is at {position[3]} of {len(log)}")
+                self._demand(position[5] == log.count(b"\n"), f"{name} read {position[5]} of {log.count(10)} lines")
+                if processor.writes is not None:
+                    end = self._ends().get((processor.writes, part), 0)
+                    given = self.world.disk.log(processor.writes, part, durable=False)[:end].count(b"\n")
+                    self._demand(position[9] == given, f"{name} gave {position[9]}, its log has {given}")
+
+    def _every_mail_is_accounted_for(self) -> None:
+        """Each EMAIL is in one state, the log of outcomes says the same, and a mail sent is never one that waits."""
+        states = dict(self.world.rows("SELECT event_id, state FROM delivery"))
+        wanted, outcomes = set(), Counter[str]()
+        for part in range(self.world.settings.partitions):
+            for log in ("reactions", "reminders"):
+                there = self.world.disk.log(log, part, durable=False)[: self._ends().get((log, part), 0)]
+                wanted |= {json.loads(line)["event"]["id"] for line in there.splitlines()}
+            there = self.world.disk.log("deliveries", part, durable=False)
+            for line in there[: self._ends().get(("deliveries", part), 0)].splitlines():
+                outcome = json.loads(line)
+                outcomes[outcome["object"]["id"]] += 1
+                self._demand(states[outcome["object"]["id"]] == outcome["verb"], f"a row does not say {line!r}")
+        self._demand(set(states) == wanted, f"mails without an event, or events without a mail: {set(states) ^ wanted}")
+        for event_id, state in states.items():
+            self._demand(
+                outcomes[event_id] == (state != "WAITING"), f"{event_id} is {state}: {outcomes[event_id]} outcomes"
+            )
+            accepted = self.world.server.accepted[event_id]
+            holds = accepted == 1 if state == "SENT" else accepted == 0 or state == "UNKNOWN"
+            self._demand(holds, f"{event_id} is {state}, and was accepted {accepted} times")
+
+    def _as_undisturbed(self) -> None:
+        """Derived logs and rows, byte for byte, by a run over the same log and ticks in another HOME, in one go."""
+        world = self.world
+        other = World(_folder(world.home.parent / "undisturbed"), world.random, partitions=world.settings.partitions)
+        try:
+            for log in ("events", "clock"):
+                if (world.home / "logs" / log).is_dir():
+                    shutil.copytree(world.home / "logs" / log, other.home / "logs" / log)
+            other.act(Process("undisturbed"), lambda: Actors(other)._to_end(_all(other), None))
+            for log in DERIVED:
+                for part in range(world.settings.partitions):
+                    mine = world.disk.log(log, part, durable=False)[: self._ends().get((log, part), 0)]
+                    folder = other.home / "logs" / log / str(part)
+                    theirs = b"".join(path.read_bytes() for path in sorted(folder.glob("*.jsonl")))
+                    self._demand(mine == theirs, f"{log}/{part} is not an undisturbed run's:\n{mine!r}\n{theirs!r}")
+            for table in TABLES if world.settings.partitions == 1 else ():  # items are of no partition
+                mine, theirs = (sorted(w.rows(f"SELECT * FROM {table}"), key=repr) for w in (world, other))  # noqa: S608  # names of ours
+                self._demand(mine == theirs, f"the rows of {table} are not an undisturbed run's")
+        finally:
+            other.close()
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def _all(world: World) -> list[str]:
+    return [*world.topology.on_raw_logs(), *world.topology.on_derived_logs()]

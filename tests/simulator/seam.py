@@ -1,0 +1,232 @@
+"""The one seam: the kernel's calls that touch files under HOME pass through the simulated disk, all others pass by."""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import storage.times
+from tests.simulator.disk import Disk, File, KilledError, Process
+
+_FIRST = 1 << 30  # no descriptor of the kernel's is that high, and none of ours is given twice
+
+
+@dataclass
+class _Handle:
+    real: int
+    path: str
+    file: File | None
+    process: Process | None
+    appends: bool
+
+
+class Seam:
+    """What stands for `os` and `fcntl` while a simulation runs."""
+
+    def __init__(self, disk: Disk) -> None:
+        self.disk, self.home = disk, f"{disk.home}/"
+        self.wall = 0
+        self._handles: dict[int, _Handle] = {}
+        self._next = _FIRST
+        self._real = SimpleNamespace(**{name: getattr(os, name) for name in _CALLS}, flock=fcntl.flock)
+        self._passing = False
+        self._orphans: set[int] = set()
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Put it in place of the kernel's calls, and of the wall clock."""
+        clock = SimpleNamespace(time_ns=lambda: self.wall * 1_000_000)
+        calls = {name: getattr(self, f"_{name}") for name in _CALLS}
+        with (
+            mock.patch.multiple(os, **calls),
+            mock.patch.object(fcntl, "flock", self._flock),
+            mock.patch.object(storage.times, "time", clock),
+        ):
+            yield
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Let calls pass by for a while."""
+        self._passing = True
+        try:
+            yield
+        finally:
+            self._passing = False
+
+    def end(self, process: Process) -> None:
+        """A process is no more: its descriptors are closed, and so its locks are free."""
+        process.dead = True
+        for number in sorted(process.handles):
+            handle = self._handles.pop(number)
+            self._real.close(handle.real)
+            if handle.appends:
+                self._orphans.add(number)
+        process.handles.clear()
+
+    def let_go(self) -> None:
+        """Have Python close what it would close some time later, when nobody would know these descriptors any more."""
+        if self._orphans:
+            gc.collect()
+
+    def _is_ours(self, path: Any) -> bool:
+        return not self._passing and os.fspath(path).startswith(self.home) if not isinstance(path, int) else False
+
+    def _open(self, path: Any, flags: int, mode: int = 0o777, **more: Any) -> int:
+        if not self._is_ours(path) and os.fspath(path) != self.home[:-1]:
+            return int(self._real.open(path, flags, mode, **more))
+        if self._passing:
+            return int(self._real.open(path, flags, mode, **more))
+        name = os.fspath(path)
+        creates = bool(flags & os.O_CREAT) and not os.path.lexists(name)
+        how = self.disk.enter("create" if creates else "open", name)
+        creates = creates and not os.path.lexists(name)  # another may have been quicker
+        real = self._real.open(path, flags, mode, **more)
+        file = None
+        if not stat.S_ISDIR(self._real.fstat(real).st_mode):
+            folder, last = self.disk.folder_of(name)
+            if creates:
+                folder.put(last, File())
+            file = folder.names[last]
+        if how:
+            self._real.close(real)
+            self.disk.leave(how)
+        self._next += 1
+        process = self.disk.process
+        self._handles[self._next] = _Handle(real, name, file, process, bool(flags & os.O_APPEND))
+        if process is not None:
+            process.handles.add(self._next)
+        return self._next
+
+    def _close(self, number: int) -> None:
+        if number < _FIRST:
+            self._real.close(number)
+            return
+        self._orphans.discard(number)
+        if (handle := self._handles.pop(number, None)) is not None:  # else it went with its process
+            if handle.process is not None:
+                handle.process.handles.discard(number)
+            self._real.close(handle.real)
+
+    def _at(self, call: str, number: int) -> tuple[_Handle, str]:
+        handle = self._handles.get(number)
+        if handle is None:
+            raise KilledError
+        return handle, self.disk.enter(call, handle.path)
+
+    def _read(self, number: int, length: int) -> bytes:
+        if number < _FIRST:
+            return bytes(self._real.read(number, length))
+        return bytes(self._real.read(self._at("read", number)[0].real, length))
+
+    def _pread(self, number: int, length: int, at: int) -> bytes:
+        if number < _FIRST:
+            return bytes(self._real.pread(number, length, at))
+        handle, how = self._at("read", number)
+        self.disk.leave(how)
+        return bytes(self._real.pread(handle.real, length, at))
+
+    def _write(self, number: int, data: bytes) -> int:
+        if number < _FIRST:
+            return int(self._real.write(number, data))
+        handle, how = self._at("write", number)
+        assert handle.file is not None
+        assert handle.appends
+        if how == "short" or how.endswith("half"):
+            data = data[: self.disk.random.randrange(len(data)) + (how == "short")]
+        at = len(handle.file.content)
+        handle.file.write(at, data)
+        done = int(self._real.write(handle.real, data))
+        self._touch(handle)
+        self.disk.leave(how)
+        return done
+
+    def _pwrite(self, number: int, data: bytes, at: int) -> int:
+        if number < _FIRST:
+            return int(self._real.pwrite(number, data, at))
+        handle, how = self._at("pwrite", number)
+        assert handle.file is not None
+        handle.file.write(at, data)
+        done = int(self._real.pwrite(handle.real, data, at))
+        self.disk.leave(how)
+        return done
+
+    def _ftruncate(self, number: int, length: int) -> None:
+        if number < _FIRST:
+            self._real.ftruncate(number, length)
+            return
+        handle, how = self._at("ftruncate", number)
+        assert handle.file is not None
+        handle.file.write(length, None)
+        self._real.ftruncate(handle.real, length)
+        self._touch(handle)
+        self.disk.leave(how)
+
+    def _fsync(self, number: int) -> None:
+        if number < _FIRST:
+            self._real.fsync(number)
+            return
+        handle, how = self._at("fsync", number)
+        (handle.file or self.disk.folders[handle.path]).sync()
+        self.disk.leave(how)
+
+    _fdatasync = _fsync
+
+    def _fstat(self, number: int) -> os.stat_result:
+        if number < _FIRST:
+            found: os.stat_result = self._real.fstat(number)
+            return found
+        if (handle := self._handles.get(number)) is None:
+            raise KilledError
+        return self._real.fstat(handle.real)
+
+    def _mkdir(self, path: Any, mode: int = 0o777, **more: Any) -> None:
+        if not self._is_ours(path):
+            self._real.mkdir(path, mode, **more)
+            return
+        name = os.fspath(path)
+        how = self.disk.enter("mkdir", name)
+        self._real.mkdir(path, mode)
+        folder, last = self.disk.folder_of(name)
+        folder.put(last, None)
+        self.disk.folders[name] = type(folder)()
+        self.disk.leave(how)
+
+    def _unlink(self, path: Any, **more: Any) -> None:
+        if not self._is_ours(path):
+            self._real.unlink(path, **more)
+            return
+        how = self.disk.enter("unlink", os.fspath(path))
+        self._real.unlink(path)
+        folder, last = self.disk.folder_of(os.fspath(path))
+        folder.remove(last)
+        self.disk.leave(how)
+
+    def _flock(self, number: int, what: int) -> None:
+        if number < _FIRST:
+            self._real.flock(number, what)
+            return
+        handle, how = self._at("flock", number)
+        try:
+            self._real.flock(handle.real, what | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if what & fcntl.LOCK_NB:
+                raise
+            # It waits for one that it interrupted, who cannot go on before it ends: it is killed while it waits.
+            self.disk.die("kill")
+        self.disk.leave(how)
+
+    def _touch(self, handle: _Handle) -> None:
+        os.utime(handle.real, ns=(self.wall * 1_000_000, self.wall * 1_000_000))
+
+
+_CALLS = (
+    "open", "close", "read", "write", "pread", "pwrite", "fsync", "fdatasync", "ftruncate", "fstat", "mkdir", "unlink",
+)  # fmt: skip

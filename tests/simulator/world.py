@@ -1,0 +1,183 @@
+"""The world of one seed: a HOME, the processes at work on it, a wall clock and a mail server."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from random import Random
+from typing import Any
+from unittest import mock
+
+import storage.batches
+import tasks.deliver
+from storage.errors import AfterlogError, ConflictError, CorruptLogError, LostDataError, NondeterminismError, Stopped
+from storage.settings import Settings, load_settings
+from storage.store import Store
+from tasks.run import Run
+from tasks.topology import Topology, build_topology
+from tests.simulator.database import SimulatedDatabase, empty_database
+from tests.simulator.disk import Disk, KilledError, Process
+from tests.simulator.mail import MailServer, SimulatedTransport
+from tests.simulator.seam import Seam
+
+START = 1_700_000_000_000
+NEVER = (NondeterminismError, LostDataError, CorruptLogError)
+"""What no fault that is promised about may lead to."""
+
+
+class BrokenPromiseError(Exception):
+    """What DESIGN promises does not hold."""
+
+
+class _Stop(threading.Event):
+    """A stop event for one thread: whoever would wait for another is told to stop instead."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if timeout is None:  # the thread that interrupts a mail; it is not of the simulation
+            return super().wait()
+        self.set()
+        return True
+
+
+class World:
+    """Everything that a schedule acts upon."""
+
+    def __init__(self, folder: Path, random: Random, **settings: Any) -> None:
+        self.random = random
+        self.home, self.file = folder / "home", folder / "database" / "afterlog.db"
+        self.home.mkdir()
+        self.file.parent.mkdir()
+        self.file.write_bytes(empty_database())
+        self.settings: Settings = load_settings(
+            home=self.home, database_url=f"sqlite:///{self.file}", commit_every="1h", **settings
+        )
+        self.topology: Topology = build_topology(self.settings)
+        self.disk = Disk(self.home, random)
+        self.seam = Seam(self.disk)
+        self.seam.wall = START
+        self.database = SimulatedDatabase(self.file, self.home, self.disk)
+        self.look = sqlite3.connect(self.file)
+        self.server = MailServer(random, self.disk, self.claimed)
+        self.runs: list[Run] = []
+        self.doubled = False
+
+    @property
+    def wall(self) -> int:
+        """The wall clock."""
+        return self.seam.wall
+
+    def store(self) -> Store:
+        """A process's own view of HOME; the database is one for all."""
+        store = Store(self.settings)
+        store.__dict__["database"] = self.database
+        return store
+
+    def run(self, name: str) -> Run:
+        """A run of a process of its own."""
+        run = Run(self.store(), self.topology, name)
+        run.stop = _Stop()
+        self.runs.append(run)
+        return run
+
+    def act(self, process: Process, work: Callable[[], None], *, lives_on: bool = False) -> None:
+        """Let a process do something. Where it fails it ends, but for one that `lives_on` after an error.
+
+        Raises:
+            BrokenPromiseError: it failed with what may never be, or failed and nothing had gone wrong.
+        """
+        before, self.disk.process = self.disk.process, process
+        try:
+            work()
+            return
+        except KilledError:
+            pass
+        except (AfterlogError, OSError) as error:
+            self._judge(process, error)
+            if lives_on and not process.dead:
+                return
+        finally:
+            self.disk.process = before
+            for run in self.runs:
+                run.stop.set()  # the thread that would interrupt a mail ends
+            self.runs.clear()
+        self.seam.end(process)
+
+    def _judge(self, process: Process, error: Exception) -> None:
+        if process.dead or self.disk.lost:
+            return  # its last words were never heard
+        if isinstance(error, NEVER):
+            raise BrokenPromiseError(f"{process.name}: {type(error).__name__}: {error}") from error
+        if isinstance(error, Stopped):
+            return
+        if isinstance(error, ConflictError) and (self.doubled or process.name.startswith("shift")):
+            return  # a shift lives on from one step to the next, and hears of a stray one at its next commit
+        if not self.disk.injected:
+            raise BrokenPromiseError(f"{process.name} failed, and nothing had gone wrong: {error!r}") from error
+
+    def lose_power(self) -> None:
+        """What was not fsynced may be lost; whoever calls has seen to it that nobody lives on."""
+        with self.seam.passing():
+            self.disk.lose_power()
+            self.disk.adopt()
+        self.disk.lost = False
+
+    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """A look at what is committed."""
+        return self.look.execute(sql).fetchall()
+
+    def claimed(self) -> list[str]:
+        """The mails that may be on their way."""
+        return [row[0] for row in self.rows("SELECT event_id FROM delivery WHERE state = 'CLAIMED'")]
+
+    @contextmanager
+    def aside(self) -> Iterator[Store]:
+        """A person at work, with whom nothing goes wrong."""
+        with self.seam.passing():
+            store = Store(self.settings)
+            try:
+                yield store
+            finally:
+                if "database" in store.__dict__:
+                    store.database.dispose()
+
+    def reopen(self) -> None:
+        """What lies on the disk is durable, and the database's file is another one."""
+        self.disk.adopt()
+        self.look.close()
+        self.database.dispose()
+        self.database = SimulatedDatabase(self.file, self.home, self.disk)
+        self.look = sqlite3.connect(self.file)
+
+    def close(self) -> None:
+        """End it all."""
+        self.look.close()
+        self.database.dispose()
+
+
+@contextmanager
+def world(random: Random, **settings: Any) -> Iterator[World]:
+    """A world in memory, where the system has such a place."""
+    memory = "/dev/shm"  # noqa: S108  # each world makes a folder of its own there
+    folder = Path(tempfile.mkdtemp(prefix="afterlog-", dir=memory if os.access(memory, os.W_OK) else None))
+    made = World(folder.resolve(), random, **settings)
+    try:
+        with (
+            made.seam.installed(),
+            mock.patch.object(storage.batches, "PATIENCE", 0.0),
+            mock.patch.object(tasks.deliver, "_DECIDE_EVERY", 0.0),
+            mock.patch.object(tasks.deliver, "open_transport", return_value=SimulatedTransport(made.server)),
+        ):
+            try:
+                yield made
+            finally:
+                made.seam.let_go()
+    finally:
+        made.close()
+        with suppress(OSError):
+            shutil.rmtree(folder)

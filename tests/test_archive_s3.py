@@ -1,0 +1,89 @@
+"""The archive in an S3 bucket: a real server that speaks the protocol, and a real client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from moto.server import ThreadedMotoServer
+
+from storage.door import append_lines
+from storage.errors import AfterlogError
+from storage.store import Store
+from tasks.verify import verify_all
+from tests.conftest import afterlog, log_bytes
+from tests.test_archive import archive, local, whole
+from tests.test_commit import process, processed, result, tax
+
+MakeStore = Callable[..., Store]
+SECRET = "hunter2marked"
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """A bucket on a server of these tests; how it is reached stands in the environment, as S3's own tools have it."""
+    import boto3
+
+    server = ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {
+        "AWS_ACCESS_KEY_ID": "ann", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "eu-central-1",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in settings.items():
+            environment.setenv(name, value)
+        place = {"LocationConstraint": "eu-central-1"}
+        boto3.client("s3").create_bucket(Bucket="logs", CreateBucketConfiguration=place)
+        yield "s3://logs/afterlog"
+    server.stop()
+
+
+def test_segments_go_to_a_bucket_and_are_read_from_there(make_store: MakeStore, bucket: str, tmp_path: Path) -> None:
+    store = make_store(segment_bytes=2000, live_window="1ms", archive_url=bucket)
+    for part in range(4):
+        processed(store, *(tax(n + part * 20) for n in range(20)))
+    before, rows = log_bytes(store.home, "events"), result(store)
+    done = archive(store)["events/0"]
+    assert (done.put, done.removed) == (3, 3)
+    assert len(local(store)) == 1
+    assert whole(store) == before
+    found, problems = verify_all(store, store.settings)
+    assert problems == []
+    assert {each.name: each.archived for each in found}["events/0"] == 3
+    assert process(store)[1] == {}
+    assert result(store) == rows
+    assert archive(store)["events/0"].put == 0
+    command = afterlog(store.home, "read", "events", archive_url=bucket)  # a process of its own, that knows nothing yet
+    assert (command.returncode, command.stdout) == (0, before), command.stderr.decode()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        (f"s3://ann:{SECRET}@nowhere/x", r"s3://\*\*\*@nowhere/x: the archive refused: "),
+        (
+            f"none://ann:{SECRET}@nowhere",
+            r"none://\*\*\*@nowhere: setting AFTERLOG_ARCHIVE_URL: this kind of URL cannot be used",
+        ),
+        (
+            f"ftp://ann:{SECRET}@127.0.0.1:9/x?token={SECRET}",
+            r"ftp://\*\*\*@127.0.0.1:9/x: the archive refused: ConnectionRefused",
+        ),
+    ],
+)
+def test_a_place_that_refuses_is_told_in_a_sentence_without_its_password(
+    make_store: MakeStore, bucket: str, url: str, sentence: str
+) -> None:
+    store = make_store(segment_bytes=1, live_window="1ms", archive_url=url)
+    for n in range(3):
+        append_lines(store, "events", [tax(n)])
+    process(store)
+    there = local(store)
+    with pytest.raises(AfterlogError, match=sentence) as raised:
+        archive(store)
+    assert SECRET not in f"{raised.value!r} {raised.value.__cause__!r}"
+    assert local(store) == there

@@ -1,0 +1,174 @@
+"""What is relied upon is durable first, whoever wrote it: he may have died before his own fsync."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.clock import Clock
+from storage.commit import Pending, Target, commit, load_position
+from storage.derived import DerivedWriter
+from storage.door import append_lines
+from storage.errors import ConflictError
+from storage.locks import RunLock
+from storage.mails import SENT, Mail, Result, outcome_line
+from storage.outbox import Outbox
+from storage.segment import create_segment, make_directory
+from storage.store import Store
+from tests.conftest import log_bytes
+from tests.test_commit import T0, leave_tail, process, processed, tax
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths of what was made durable, in order."""
+    found: list[str] = []
+
+    def spy(call: Callable[[int], None]) -> Callable[[int], None]:
+        def wrapped(handle: int) -> None:
+            call(handle)
+            found.append(os.readlink(f"/proc/self/fd/{handle}"))  # noqa: PTH115  # a link of the kernel's
+
+        return wrapped
+
+    for name in ("fsync", "fdatasync"):
+        monkeypatch.setattr(os, name, spy(getattr(os, name)))
+    return found
+
+
+def full_disk(*_arguments: object) -> Any:
+    raise OSError(28, "No space left on device")
+
+
+class TestClock:
+    def test_a_tick_is_made_durable_by_whoever_reads_it(self, store: Store, synced: list[str]) -> None:
+        append_lines(store, "events", [tax(1)])
+        Clock(store, ("events",)).tick(T0)
+        synced.clear()
+        other = Clock(store, ("events",))
+        assert [tick.as_of for tick in other.snapshot("events", 0, 0).ticks] == [T0]
+        segment = next(store.directory("clock", 0).glob("*.jsonl"))
+        assert synced == [str(segment), str(segment.parent)]
+        other.snapshot("events", 0, 0)
+        assert len(synced) == 2  # nothing new
+        other.close()
+
+
+class TestSource:
+    def test_a_segment_of_one_who_died_has_a_durable_name_before_it_is_relied_upon(
+        self, store: Store, synced: list[str]
+    ) -> None:
+        append_lines(store, "events", [tax(1)])
+        directory = store.directory("events", 0)
+        end = next(directory.glob("*.jsonl")).stat().st_size
+        segment = directory / f"{end:020d}.jsonl"
+        segment.touch()  # and there he died; somebody with a shell goes on in it
+        segment.write_bytes(tax(2) + b"\n")
+        synced.clear()
+        reader = store.reader("events", 0)
+        reader.sync(reader.end())
+        reader.sync(reader.end())
+        reader.close()
+        assert synced == [str(segment), str(directory), str(segment)]
+
+
+class TestRunLock:
+    @pytest.mark.parametrize("call", ["ftruncate", "pwrite"])
+    def test_a_lock_that_cannot_be_signed_is_held_and_given_back(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+    ) -> None:
+        mine, other = RunLock(tmp_path / "lock", "one"), RunLock(tmp_path / "lock", "another")
+        with monkeypatch.context() as patched:
+            patched.setattr(os, call, full_disk)
+            assert mine.try_acquire()
+            assert not other.try_acquire()
+        mine.release()
+        assert other.try_acquire()
+        other.release()
+
+    def test_an_interrupted_signature_leaves_no_lock_behind(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupt(*_arguments: object) -> Any:
+            raise KeyboardInterrupt
+
+        lock = RunLock(tmp_path / "lock", "one")
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pwrite", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                lock.try_acquire()
+        assert lock.try_acquire()
+        lock.release()
+
+
+class TestDoubledRun:
+    def test_a_run_that_is_behind_writes_nothing(self, store: Store) -> None:
+        append_lines(store, "events", [tax(1), tax(2)])
+        writer = DerivedWriter(store.directory("reactions", 0), "reactions/0", limit=1 << 20, daily=False)
+        reader = store.reader("events", 0)
+        ahead, behind = (load_position(store.database, "derive", 1, "events", 0) for _ in range(2))
+        ahead.offset = behind.offset = reader.end()
+        target = Target("reactions", writer, 0)
+        commit(store.database, reader, target, ahead, Pending([b"one\n"]))
+        with pytest.raises(ConflictError, match="another run has committed"):
+            commit(store.database, reader, Target("reactions", writer, 0), behind, Pending([b"one\n", b"two\n"]))
+        behind.changed_at = behind.commit  # its settings are other ones: it would cut what is there
+        with pytest.raises(ConflictError):
+            commit(store.database, reader, Target("reactions", writer, 0), behind, Pending([b"1\n"]))
+        assert log_bytes(store.home, "reactions") == b"one\n"
+        reader.close()
+
+
+class TestTailOfAPowerLoss:
+    @pytest.mark.parametrize("kept", [0, 30])
+    def test_what_never_reached_the_disk_is_cut_and_written_again(
+        self, make_store: Callable[..., Store], kept: int
+    ) -> None:
+        whole, store = make_store("whole"), make_store("lost")
+        processed(whole, tax(1), tax(2))
+        processed(store, tax(1))
+        before = len(log_bytes(store.home, "reactions"))
+        append_lines(store, "events", [tax(2)])
+        given = log_bytes(whole.home, "reactions")[before:]
+        leave_tail(store, "reactions", given[:kept] + bytes(100) + given[kept + 100 :])
+        run, failures = process(store)
+        assert failures == {}
+        assert log_bytes(store.home, "reactions") == log_bytes(whole.home, "reactions")
+        cut = f"{len(given) - kept} bytes that a crash had left unconfirmed were cut"
+        assert run.notes == [f"derive: {cut}, since a power loss had left NULs in them"]
+
+    def test_an_outcome_that_never_reached_the_disk_is_none(self, store: Store) -> None:
+        mail = Mail("derive/events:0:0/x", "CLAIMED", "reactions", 1, 0, 0, "CLIENT", "1", 0, 0, 1, "", 0, False)
+        line = outcome_line(Result(mail, SENT))
+        make_directory(store.directory("deliveries", 0))
+        create_segment(store.directory("deliveries", 0), 0)
+        leave_tail(store, "deliveries", line + bytes(len(line) - 1) + b"\n")
+        Outbox(store, "deliveries").recover()
+        assert log_bytes(store.home, "deliveries") == line
+        assert store.committed_end("deliveries", 0) == len(line)
+
+    def test_an_outcome_is_durable_before_it_is_adopted(self, store: Store, synced: list[str]) -> None:
+        mail = Mail("derive/events:0:0/x", "CLAIMED", "reactions", 1, 0, 0, "CLIENT", "1", 0, 0, 1, "", 0, False)
+        make_directory(store.directory("deliveries", 0))
+        segment = create_segment(store.directory("deliveries", 0), 0)
+        leave_tail(store, "deliveries", outcome_line(Result(mail, SENT)))
+        synced.clear()
+        Outbox(store, "deliveries").recover()
+        assert synced == [str(segment.path), str(segment.path.parent)]
+
+
+class TestNames:
+    def test_a_folder_of_one_who_died_is_durable_before_anything_is_made_in_it(
+        self, tmp_path: Path, synced: list[str]
+    ) -> None:
+        died = tmp_path / "logs"
+        died.mkdir()
+        make_directory(died / "events" / "0")
+        assert synced == [str(tmp_path), str(died), str(died / "events")]
+        synced.clear()
+        create_segment(died / "events" / "0", 0)
+        assert synced == [str(died / "events"), str(died / "events" / "0")]

@@ -1,0 +1,111 @@
+"""The simulator: many seeds hold every promise, a seed repeats itself to the call, and planted bugs are found."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.simulator.disk import Disk, Fault, File, Folder, KilledError, Process
+from tests.simulator.plants import PLANTS
+from tests.simulator.schedule import FoundError, simulate
+
+SEEDS = int(os.environ.get("AFTERLOG_TEST_SEEDS", "300"))
+PATIENCE = int(os.environ.get("AFTERLOG_TEST_PLANT_SEEDS", "150"))
+_PART = 10
+
+
+def _live(first: int) -> str:
+    """Some seeds from `first` on, in a process of its own; what was found."""
+    for seed in range(first, min(first + _PART, SEEDS)):
+        try:
+            simulate(seed)
+        except FoundError as error:
+            return str(error)
+    return ""
+
+
+def _seeds_to_find(plant: str) -> int | None:
+    with PLANTS[plant]():
+        for seed in range(PATIENCE):
+            try:
+                simulate(seed)
+            except Exception:  # noqa: BLE001  # whatever a planted bug leads to, it was noticed
+                return seed + 1
+    return None
+
+
+def test_every_promise_holds_whatever_the_seed() -> None:
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        found = [text for text in pool.map(_live, range(0, SEEDS, _PART)) if text]
+    assert not found, found[0]
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+def test_a_planted_bug_is_found(plant: str) -> None:
+    found = _seeds_to_find(plant)
+    assert found is not None, f"{PATIENCE} seeds did not find it"
+    print(f"{plant}: found after {found} seeds")
+
+
+def test_a_seed_repeats_itself_to_the_call_whatever_the_order_of_sets() -> None:
+    found = set()
+    for hashes in ("1", "2"):
+        env = os.environ | {"PYTHONHASHSEED": hashes}
+        command = [sys.executable, "-c", "from tests.simulator.schedule import simulate as s; print(s(7), s(8))"]
+        found.add(subprocess.run(command, cwd=ROOT, env=env, capture_output=True, check=True).stdout)
+    assert len(found) == 1
+
+
+def test_a_failure_prints_its_seed_and_what_led_there() -> None:
+    with (
+        PLANTS["confirm before the fsync"](),
+        pytest.raises(FoundError, match=r"seed 0, \d+ of 20 steps: .*durable") as raised,
+    ):
+        simulate(0)
+    assert "append at 1" in str(raised.value)
+
+
+class TestDisk:
+    """A simulator that forgives finds nothing: what the disk forgets."""
+
+    def test_what_was_not_fsynced_is_lost_and_what_was_is_not(self) -> None:
+        file = File()
+        file.write(0, b"one\n")
+        file.sync()
+        file.write(4, b"two\n")
+        assert file.content == b"one\ntwo\n"
+        assert file.after_power_loss("lost", Random(0)) == b"one\n"
+        assert file.after_power_loss("kept", Random(0)) == b"one\ntwo\n"
+
+    def test_some_of_it_is_left_in_any_order_torn_or_as_nuls(self) -> None:
+        file = File()
+        for at in (0, 4, 8):
+            file.write(at, b"abc\n")
+        left = {file.after_power_loss("some", Random(seed)) for seed in range(300)}
+        assert {b"", b"abc\n", b"abc\nabc\n", bytes(4) + b"abc\n", b"abc\n" * 3, b"abc\na"} <= left
+        assert any(bytes(4) in one for one in left)
+
+    def test_a_name_is_lost_with_its_folder_unsynced_whatever_was_done_to_the_file(self) -> None:
+        folder = Folder()
+        folder.put("a", File())
+        folder.sync()
+        folder.put("b", File())
+        folder.remove("a")
+        assert set(folder.after_power_loss("lost", Random(0))) == {"a"}
+        assert set(folder.after_power_loss("kept", Random(0))) == {"b"}
+
+    def test_who_is_dead_does_nothing_more(self, tmp_path: Path) -> None:
+        disk = Disk(tmp_path, Random(0))
+        disk.process, disk.fault = Process("one"), Fault("kill", 1)
+        with pytest.raises(KilledError):
+            disk.leave(disk.enter("fsync", "x"))
+        with pytest.raises(KilledError):
+            disk.enter("write", "x")

@@ -1,0 +1,327 @@
+"""Why something happened, and why nothing did: from the logs, the clock and the database, without Prefect."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from email import message_from_bytes
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.brake import PAUSED, put_on
+from storage.contacts import Entry, forget_contact, save_contacts
+from storage.door import append_lines
+from storage.errors import UsageError
+from storage.store import Store
+from storage.times import now, show
+from tasks.evidence import Evidence
+from tasks.process import FinalTick, process_to_end
+from tasks.topology import build_topology
+from tasks.why import Why
+from tasks.why import why as answer_why
+from tasks.why_not import WhyNot
+from tasks.why_not import why_not as answer_why_not
+from tests.conftest import ROOT, afterlog
+from tests.helpers import process
+from tests.test_deliver import ANN, MINUTE, deliver, did, left_behind, run_of, submitted
+
+LEMON = {"id": 3, "name": "Lemon", "price": 5, "count": 2}
+LEFT = "abandonment/events:0:0/abandoned"
+REMINDER = f"remind/{LEFT}/basket-reminder"
+BOTH_DATABASES = True
+
+
+def why(store: Store, ident: str) -> Why:
+    evidence = Evidence(store, build_topology(store.settings), "http://ui")
+    try:
+        return answer_why(evidence, ident)
+    finally:
+        evidence.close()
+
+
+def why_not(store: Store, customer: str = "15") -> WhyNot:
+    evidence = Evidence(store, build_topology(store.settings))
+    try:
+        return answer_why_not(evidence, customer)
+    finally:
+        evidence.close()
+
+
+def append(store: Store, *lines: bytes) -> None:
+    append_lines(store, "events", list(lines))
+
+
+def bring(store: Store, as_of: Any = "now") -> None:
+    """Process everything, with a tick."""
+    run, final = run_of(store), FinalTick(as_of)
+    for name in run.topology.on_raw_logs():
+        process_to_end(run, name, final)
+
+
+def added(ago: float, inserted: float | None = None) -> bytes:
+    return did("ADDED_ITEM_TO_BASKET", ago, inserted, item=LEMON)
+
+
+def test_a_mail_is_followed_to_the_raw_bytes_by_its_id_its_message_id_and_its_place(store: Store) -> None:
+    submitted(store, 1)
+    save_contacts(store.database, [ANN])
+    deliver(store)
+    [eml] = (store.home / "outbox").rglob("*.eml")
+    message_id = str(message_from_bytes(eml.read_bytes())["Message-ID"])
+    mail = "derive/events:0:0/tax-received"
+    found = why(store, mail)
+    assert [(step.place, step.id, step.verb) for step in found.chain] == [
+        ("reactions:0:0", mail, "EMAIL"), ("events:0:0", "", "SUBMIT_TAX"),
+    ]  # fmt: skip
+    first, raw = found.chain
+    assert raw.line.encode() == store.reader("events", 0).line(0)
+    assert first.rule == "SUBMIT_TAX gives the email tax-received to the CLIENT 1"
+    assert first.settings == {"not_after": 86_400_000}
+    assert first.code == build_topology(store.settings).make("derive").version()["code"]
+    assert first.run is not None
+    assert (first.run.run, first.run.link) == ("a test", "")
+    assert found.sending is not None
+    assert (found.sending.state, found.sending.message_id, found.sending.attempts) == ("SENT", message_id, 1)
+    assert [(o.state, o.place, o.run and o.run.run) for o in found.sending.outcomes] == [
+        ("SENT", "deliveries:0:0", "a test")
+    ]
+    for ident in (message_id, message_id.strip("<>"), "reactions:0:0"):
+        assert why(store, ident).chain == found.chain
+    assert [step.id for step in why(store, "events:0:0").came_of_it] == [mail]
+    sent = why(store, f"deliver/{mail}/sent")
+    assert [step.place for step in sent.chain] == ["deliveries:0:0", "reactions:0:0", "events:0:0"]
+
+
+def test_an_abandonment_says_which_tick_showed_it_with_which_settings(make_store: Callable[..., Store]) -> None:
+    store = make_store(timeout="20m")
+    left_behind(store)
+    deliver(store)
+    found = why(store, LEFT)
+    first = found.chain[0]
+    assert first.rule == (
+        f"1 item in the basket, and last there at {show(first.at)}: more than 20m passed after that without an interaction"
+    )
+    tick = re.fullmatch(r"the tick clock:0:(\d+) of (\S+)", first.shown_by)
+    assert tick is not None
+    assert tick[2] == show(first.known_at)
+    assert json.loads(store.reader("clock", 0).line(int(tick[1])))["object"]["as_of"] == first.known_at
+    assert first.settings == {"timeout": 20 * MINUTE, "excluded": []}
+    assert [step.id for step in found.came_of_it] == [REMINDER]
+    assert [step.place for step in why(store, REMINDER).chain] == ["reminders:0:0", "baskets:0:0", "events:0:0"]
+
+
+def test_an_abandonment_that_the_customer_s_next_event_showed_names_it_and_what_closed_it(store: Store) -> None:
+    lines = [added(100), did("VIEWED", 95, subject=1), added(10, 5), did("VIEWED", 90, 4), did("ORDERED", 3, value=9)]
+    append(store, *lines)
+    process(store.home)
+    offset = sum(len(line) + 1 for line in lines[:2])
+    lefts = [step for step in why(store, "baskets:0:0").chain if step.id]
+    assert lefts[0].shown_by.startswith(f"the customer's next event, events:0:{offset}, of ")
+    recovered = why(store, f"abandonment/events:0:{len(lines[0]) + 1}/recovered")
+    assert recovered.chain[0].rule.endswith("within 7d after the abandonment; worth 9")
+    assert recovered.chain[0].notes == [f"of the abandonment abandonment/events:0:{len(lines[0]) + 1}/abandoned"]
+    assert recovered.chain[1].verb == "ORDERED"
+    assert [s.verb for s in why(store, lefts[0].id).came_of_it] == ["EMAIL", "RECOVERED_BASKET"]
+
+
+def test_settings_and_run_are_those_of_then_whatever_came_later(make_store: Callable[..., Store]) -> None:
+    begin = now()
+    turns = [("30m", "first", [added(500), did("VIEWED", 400)], 300), ("45m", "second", [did("VIEWED", 200)], 0)]
+    for timeout, by, lines, ago in turns:
+        store = make_store(timeout=timeout)
+        append(store, *lines)
+        run = run_of(store)
+        run.author = run.author._replace(run=by, flow_run_id=f"id-{by}")
+        process_to_end(run, "abandonment", FinalTick(begin - ago * MINUTE))
+    steps = [why(store, f"baskets:0:{offset}").chain[0] for offset, _ in lines_of(store, "baskets")]
+    assert [step.settings["timeout"] for step in steps] == [30 * MINUTE, 30 * MINUTE, 45 * MINUTE]
+    assert steps[0].shown_by.split(",")[0] == "the customer's next event"
+    assert [(step.run.run, step.run.link) for step in steps if step.run] == [
+        ("first", "http://ui/runs/flow-run/id-first"), ("first", "http://ui/runs/flow-run/id-first"),
+        ("second", "http://ui/runs/flow-run/id-second"),
+    ]  # fmt: skip
+
+
+def lines_of(store: Store, log: str) -> list[tuple[int, bytes]]:
+    found, offset = [], 0
+    for line in b"".join(store.reader(log, 0).raw(0, store.committed_end(log, 0))).splitlines(keepends=True):
+        found.append((offset, line))
+        offset += len(line)
+    return found
+
+
+def test_an_anomaly_a_bad_line_and_bytes_that_have_changed_are_told(store: Store) -> None:
+    lines = [did("ORDERED", 100 - n, value=10 + n % 2) for n in range(40)]
+    append(store, *lines, did("ORDERED", 50, value=900), b"{torn")
+    bring(store)
+    offset = sum(len(line) + 1 for line in lines)
+    odd = why(store, f"anomalies/events:0:{offset}/object.value").chain
+    assert re.fullmatch(
+        r"object.value is 900, 1.78e\+03 standard deviations off, more than 2: mean 10.5, deviation 0.5, 40 samples before it",
+        odd[0].rule,
+    )
+    assert odd[1].notes == []
+    [(_, rejected)] = lines_of(store, "quarantine")
+    bad = why(store, json.loads(rejected)["event"]["id"]).chain
+    assert bad[0].rule.startswith("the judge refused the line: no JSON")
+    assert bad[1].notes[0].startswith("no event: no JSON")
+    [segment] = store.directory("events", 0).glob("*.jsonl")
+    segment.write_bytes(segment.read_bytes().replace(b'"value": 900', b'"value": 901'))
+    changed = why(store, f"anomalies/events:0:{offset}/object.value").chain
+    assert changed[1].notes == ["the bytes here are other ones than the event carries as its cause"]
+
+
+@pytest.mark.parametrize(
+    ("ident", "sentence"),
+    [
+        ("abandonment/events:0:7/abandoned", "no such event; found 'abandonment/events:0:7/abandoned'. See: afterlog read baskets"),
+        ("nobody/events:0:7/x", "no such event; found an id of 'nobody', expected one of abandonment, "),
+        ("normalise/events:0:7/x", "no such event; found an id of 'normalise'"),
+        ("events:0:7", "events:0:7: not the start of a line. The line there starts at 0"),
+        ("events:0:99999", "events:0:99999: there is no such line; expected an offset below "),
+        ("0" * 64, "no mail has this Message-ID"),
+    ],
+)  # fmt: skip
+@pytest.mark.only("sqlite")
+def test_what_is_not_there_is_said_in_a_sentence(store: Store, ident: str, sentence: str) -> None:
+    left_behind(store)
+    with pytest.raises(UsageError) as raised:
+        why(store, ident)
+    assert str(raised.value).startswith(sentence)
+
+
+class TestWhyNot:
+    def test_nobody_ever_heard_of_them(self, store: Store) -> None:
+        assert why_not(store).answer == "the log events has no interaction of a customer 15"
+
+    def test_the_basket_is_empty_since_nothing_was_put_in_it_or_it_was_taken_out_or_ordered(self, store: Store) -> None:
+        append(store, did("VIEWED", 9))
+        assert why_not(store).answer == "the basket is empty: nothing was ever put in it"
+        append(store, added(8), did("REMOVED_ITEM_FROM_BASKET", 7, item={"id": 3}))
+        assert why_not(store).answer.startswith("the basket is empty: the last item was taken out at ")
+        append(store, added(6), did("ORDERED", 5, value=1))
+        found = why_not(store)
+        assert found.answer.startswith("the basket is empty: ordered at ")
+        place = found.checks[0].place
+        assert b'"ORDERED"' in store.reader("events", 0).line(int(place.rpartition(":")[2]))
+
+    def test_it_is_too_early_or_nobody_has_looked_yet(self, store: Store) -> None:
+        append(store, added(18))
+        assert re.match(r"11m 5\ds to go: last there at \S+, and abandoned 30m later$", why_not(store).answer)
+        append(store, did("VIEWED", 17, 17))
+        bring(store)
+        assert re.match(r"12m 5\ds to go: ", why_not(store).answer)
+
+    def test_a_basket_that_is_due_waits_for_process_and_then_for_deliver(self, store: Store) -> None:
+        append(store, added(40))
+        assert re.search(r"due for (10m|9m 59s).*: `process` has not shown it by a tick yet$", why_not(store).answer)
+        bring(store)
+        assert why_not(store).answer == "no reminder yet: `deliver` has not read the abandonment"
+        process_to_end(run_of(store), "remind", None)
+        assert why_not(store).answer == "no address: a mail to them is suppressed (`afterlog contacts`)"
+        save_contacts(store.database, [Entry("CUSTOMER", "15", "kim@example.com", True)])
+        assert why_not(store).answer == "unsubscribed: a mail to them is suppressed"
+        save_contacts(store.database, [Entry("CUSTOMER", "15", "kim@example.com", False)])
+        assert why_not(store).answer == "not queued yet: `deliver` has not taken it in"
+
+    def test_it_was_sent_or_is_held_or_was_suppressed(self, make_store: Callable[..., Store]) -> None:
+        store = make_store("sent")
+        left_behind(store)
+        deliver(store)
+        forget_contact(store.database, "CUSTOMER", "15")  # too late to matter
+        assert re.fullmatch(r"nothing stands in the way: SENT at \S+", why_not(store).answer)
+        held = make_store("held")
+        left_behind(held)
+        put_on(held.database, PAUSED, "a wrong template")
+        deliver(held)
+        assert why_not(held).answer == "WAITING, held: delivery is PAUSED, a wrong template"
+        allowed = make_store("allowed", mail_allow=("@example.org",))
+        left_behind(allowed)
+        deliver(allowed)
+        said = r"SUPPRESSED at \S+ because not on the list of allowed recipients"
+        assert re.fullmatch(said, why_not(allowed).answer)
+
+    def test_it_was_retracted_or_ordered_or_one_came_a_little_before(self, make_store: Callable[..., Store]) -> None:
+        store = make_store("retracted")
+        left_behind(store)
+        append(store, did("VIEWED", 25, 0))
+        bring(store)
+        found = why_not(store)
+        retracted = [check for check in found.checks if check.what == "since then"]
+        assert re.match(r"retracted by an interaction of \S+ \(events:0:\d+\)$", retracted[0].detail)
+        ordered = make_store("ordered")
+        left_behind(ordered)
+        append(ordered, did("ORDERED", 5, value=4))
+        bring(ordered)
+        found = why_not(ordered)
+        assert found.answer.startswith("the basket is empty: ordered at ")
+        assert [c.detail.split(" ")[0] for c in found.checks if c.what == "since then"] == ["ordered"]
+        again = make_store("again")
+        append(again, added(200), did("VIEWED", 100))
+        bring(again)
+        deliver(again)
+        assert re.match(r"no reminder: one of \S+ is less than 1d before \(remind/", why_not(again).answer)
+
+
+@pytest.mark.only("sqlite")
+def test_the_commands_answer_in_lines_and_in_json_without_prefect(store: Store) -> None:
+    left_behind(store)
+    deliver(store)
+    shown = afterlog(store.home, "why", REMINDER)
+    assert shown.returncode == 0
+    rows = [line.split("\t") for line in shown.stdout.decode().splitlines()]
+    assert rows[0] == ["place", "what", "value"]
+    assert ["events:0:0", "verbatim", store.reader("events", 0).line(0).decode()] in rows
+    assert [value for _, what, value in rows if what == "mail"] == ["SENT, 1 try, to CUSTOMER 15"]
+    assert shown.stderr.decode().startswith("an abandoned basket gives a reminder")
+    document = json.loads(afterlog(store.home, "why-not", "15", "--json").stdout)
+    assert document["answer"].startswith("nothing stands in the way: SENT at ")
+    missing = afterlog(store.home, "why", "abandonment/events:0:9/abandoned")
+    assert missing.returncode == 2
+    assert missing.stderr.startswith(b"afterlog: no such event; found ")
+
+
+@pytest.mark.only("sqlite")
+def test_what_answers_imports_neither_prefect_nor_sqlalchemy(store: Store) -> None:
+    left_behind(store)
+    code = (
+        "import sys\nfrom deployments.cli import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "print({'prefect', 'sqlalchemy', 'sqlmodel'} & set(sys.modules), file=sys.stderr)"
+    )
+    for command in (["why", LEFT], ["why-not", "15"], ["basket", "15"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *command], env={"AFTERLOG_HOME": str(store.home), "PYTHONPATH": str(ROOT)},
+            cwd=ROOT, capture_output=True, check=True,
+        )  # fmt: skip
+        assert done.stderr.endswith(b"set()\n")
+        assert done.stdout
+
+
+def test_the_flow_answers_the_same_and_links_the_run(home: Path) -> None:
+    import asyncio
+
+    from prefect.artifacts import Artifact
+
+    from flows.process import process as process_flow
+    from flows.why import why as why_flow
+    from storage.settings import load_settings
+
+    store = Store(load_settings())
+    append(store, added(40))
+    process_flow()
+    said = why_flow(LEFT)
+    assert said.startswith("1 item in the basket, and last there at ")
+    step = why(store, LEFT).chain[0]
+    assert step.run is not None
+    assert re.fullmatch(r"http://ui/runs/flow-run/[0-9a-f-]{36}", step.run.link)
+    artifact = asyncio.run(Artifact.aget("why"))  # type: ignore[arg-type]  # Prefect's own decorator confuses the types
+    assert artifact is not None
+    assert f"](/runs/flow-run/{step.run.flow_run_id})" in str(artifact.data)
+    assert "events:0:0" in str(artifact.data)
+    assert why_flow("nonsense", return_state=True).is_failed()
