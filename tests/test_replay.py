@@ -188,12 +188,16 @@ def test_nothing_in_a_replay_can_construct_a_mail_transport() -> None:
     assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
 
 
-def test_the_command_line(store: Store) -> None:
+def test_the_command_line_also_after_a_kill(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     write(store, line(1, 0), line(1, 40), as_of=100)
-    done = afterlog(store.home, "replay", "--set", "timeout=45m", "--name", "longer", "--no-prefect")
+    arguments = ("replay", "--set", "timeout=45m", "--name", "longer", "--no-prefect")
+    monkeypatch.setenv("AFTERLOG_TEST_KILL", "derived-synced:1")
+    assert afterlog(store.home, *arguments).returncode == -9
+    monkeypatch.delenv("AFTERLOG_TEST_KILL")
+    done = afterlog(store.home, *arguments)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(b"log\tlive\treplayed\tsame\tadded\tremoved\tchanged\nbaskets\t2\t1\t")
-    assert b"generation 2 (longer): abandonment, remind timeout=45m" in done.stderr
+    assert b"going on with generation 2 (longer): abandonment, remind timeout=45m" in done.stderr
     listed = afterlog(store.home, "replays", "list")
     assert b"2\tlonger\tREADY\t" in listed.stdout
     assert afterlog(store.home, "replays", "discard", "nothing").returncode == 2
