@@ -39,6 +39,13 @@ app.command(
     "deployments.cli_deliveries:deliveries", name="deliveries", help="Mails: list, resolve those in doubt, drop."
 )
 app.command("deployments.cli_quarantine:quarantine", name="quarantine", help="Lines that were no events: list, retry.")
+app.command(
+    "deployments.cli_replay:replay",
+    help="Run processors again over the past, beside what is live, and show the difference.",
+)
+app.command(
+    "deployments.cli_replay:replays", name="replays", help="What replays made: list, show, promote, discard, roll back."
+)
 app.command("deployments.cli_backup:backup", help="Write a backup of the database and the logs, while everything runs.")
 app.command(
     "deployments.cli_backup:restore", help="Put a backup back; nothing of a log is lost, nobody is mailed twice."

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from deployments.console import say, show_table
 from storage.errors import AfterlogError
-from storage.settings import load_settings
+from storage.settings import Settings, load_settings
 from storage.store import Store
 
 
@@ -25,9 +25,9 @@ def archive(*, prefect: Annotated[bool, Parameter(negative="--no-prefect")] = Tr
     from tasks.topology import build_topology
 
     if prefect:
-        from deployments.cli_work import prepare_prefect
+        from deployments.server import use_prefect
 
-        prepare_prefect(settings)
+        use_prefect(settings)
         from prefect import tags  # after the environment: Prefect reads it at import
 
         from flows.archive import archive as flow
@@ -43,7 +43,7 @@ def archive(*, prefect: Annotated[bool, Parameter(negative="--no-prefect")] = Tr
     show_table("Archived", columns, rows)
 
 
-def verify(*, head: Sequence[str] = ()) -> None:
+def verify(*, head: Sequence[str] = (), derived: bool = False) -> None:
     """Check every sealed byte of every log, here and in the archive, and name the place of whatever is wrong.
 
     One line for each partition, with its head: note it elsewhere, and a later `--head` tells whether the history before it was
@@ -51,7 +51,11 @@ def verify(*, head: Sequence[str] = ()) -> None:
 
     Args:
         head: a head that was noted earlier; may be given several times.
+        derived: instead, go over the logs again with the recorded ticks and settings, and compare what is derived, byte by byte.
     """
+    if derived:
+        _verify_derived(load_settings())
+        return
     from tasks.verify import verify_all
 
     settings = load_settings()
@@ -66,4 +70,15 @@ def verify(*, head: Sequence[str] = ()) -> None:
     if problems:
         raise AfterlogError(
             f"{len(problems)} things are wrong", do="Put back what was changed from a backup or the archive"
+        )
+
+
+def _verify_derived(settings: Settings) -> None:
+    from tasks.topology import build_topology
+    from tasks.verify_derived import report, verify_derived
+
+    store = Store(settings)
+    if not report(verify_derived(store, build_topology(settings)), say):
+        raise AfterlogError(
+            "derived logs differ from what the log gives", do="The first difference of each is named above"
         )

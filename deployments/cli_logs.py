@@ -60,7 +60,7 @@ def read(
     from_: Annotated[str, Parameter(name="--from")] = "0",
     to: str | None = None,
     follow: bool = False,
-    generation: int = 1,
+    generation: int | None = None,
     partition: int | None = None,
 ) -> None:
     """Write the raw lines of LOG to standard output, and nothing else.
@@ -72,12 +72,14 @@ def read(
         from_: an offset, or an RFC 3339 time: the first line at which the log's clock reaches it.
         to: an offset or a time, where to end.
         follow: go on with new lines as they come, until Ctrl-C.
-        generation: which generation of a derived log.
+        generation: which generation of a derived log; the one that is live where it is left out.
         partition: only this partition; all of them, one after another, where it is left out.
     """
     settings = load_settings()
     store, topology = Store(settings), build_topology(settings)
     derived = check_log_name(log) in topology.derived_logs() | {DELIVERIES}
+    if generation is None:
+        generation = Look(store).live_generation(log) if derived else 1
     reading = _Reading(store, log, derived, generation)
     partitions = store.partitions(log, generation) if partition is None else [partition]
     positions = {part: reading.place(part, from_) for part in partitions}

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter, Token
 
 from deployments.console import say, show_table
-from deployments.server import environment, find_server
+from deployments.server import use_prefect
 from storage.errors import AfterlogError, UsageError
 from storage.failures import note_failure
 from storage.settings import Settings, load_settings
@@ -44,7 +44,7 @@ def process(
             raise UsageError("--follow-for goes with --as-of now only")
         _finish(*_follow_for(settings, follow_for))
     elif prefect:
-        prepare_prefect(settings)
+        use_prefect(settings)
         from prefect import tags  # after the environment: Prefect reads it at import
 
         from flows.process import process as flow
@@ -78,7 +78,7 @@ def deliver(
         raise UsageError("--limit is too small", found=limit, expected="at least 1")
     settings = load_settings()
     if prefect:
-        prepare_prefect(settings)
+        use_prefect(settings)
         from prefect import tags  # after the environment: Prefect reads it at import
 
         from flows.react import react as flow
@@ -170,15 +170,3 @@ def _show_mails(summary: DeliverySummary) -> None:
         say(
             f"mails are held: {summary.held}. `afterlog resume deliver` sends them, `afterlog deliveries drop` drops them"
         )
-
-
-def prepare_prefect(settings: Settings) -> None:
-    """Prepare this process for Prefect, before it is imported."""
-    env = environment(settings)
-    url = find_server(settings)
-    if url is None:
-        say("No Prefect server is set or found: starting a temporary one for this run (--no-prefect does without).")
-        env["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
-    else:
-        env["PREFECT_API_URL"] = url
-    os.environ.update(env)

@@ -23,6 +23,7 @@ from flows.brake import brake
 from flows.process import process
 from flows.quarantine import quarantine_retry
 from flows.react import react
+from flows.replay import replay
 from flows.why import why
 from storage.settings import Settings, load_settings
 
@@ -75,6 +76,7 @@ DEFINITIONS = (
     Definition(archive, DAILY),
     Definition(brake, BY_HAND),
     Definition(quarantine_retry, BY_HAND),
+    Definition(replay, BY_HAND),
     Definition(why, BY_HAND),
 )
 

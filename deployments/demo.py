@@ -20,6 +20,7 @@ from rich.console import Console
 
 from deployments import example
 from deployments.console import show_table
+from deployments.demo_replay import show_replay
 from deployments.incident import SETTINGS, Pager, fill_in_block, pager, show_incidents
 from deployments.server import Processes, free_port
 from storage.contacts import Entry, save_contacts
@@ -58,6 +59,7 @@ def run_demo(*, once: bool, port: int | None) -> None:
             _wait_until_processed(store, topology)
             _show_findings(store, topology, inbox)
             show_incidents(store, processes, rung, inbox.mails, lambda text: _CONSOLE.print(text))
+            show_replay(store, topology, _CONSOLE.print)
             _print_addresses(processes, settings)
             stop = threading.Event()
             if once:

@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+from deployments.console import say
 from deployments.grace import give_grace
 from storage.errors import AfterlogError
 from storage.settings import CONFIG, Settings
@@ -69,6 +70,18 @@ def find_server(settings: Settings) -> str | None:
     except FileNotFoundError:
         return None
     return url if is_healthy(url) else None
+
+
+def use_prefect(settings: Settings) -> None:
+    """Prepare this process for Prefect, before it is imported."""
+    env = environment(settings)
+    url = find_server(settings)
+    if url is None:
+        say("No Prefect server is set or found: starting a temporary one for this run (--no-prefect does without).")
+        env["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
+    else:
+        env["PREFECT_API_URL"] = url
+    os.environ.update(env)
 
 
 def is_healthy(url: str) -> bool:

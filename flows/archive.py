@@ -6,7 +6,7 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
 from flows.markdown import escape, run_link, table
-from flows.naming import rename
+from flows.run_name import rename
 from flows.running import open_run
 from tasks.archive import Archived, archive_all
 

@@ -22,7 +22,8 @@ from prefect.client.orchestration import get_client
 
 from flows import plot, tables
 from flows.counts import counts_markdown
-from flows.naming import Done, following, rename
+from flows.naming import Done, following
+from flows.run_name import rename
 from storage.mails import FAILED, SENT, SUPPRESSED, UNKNOWN, WAITING
 from storage.outbox import Outbox
 from tasks.deliver import DeliverySummary

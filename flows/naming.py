@@ -6,16 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefect import get_run_logger
-from prefect.client.orchestration import get_client
-from prefect.runtime import flow_run
-
 from tasks.deliver import DeliverySummary
 from tasks.process import Summary, positions
 from tasks.run import Run
 
 NOTHING_NEW = "Nothing new"
-_LONGEST = 150
 
 
 @dataclass(frozen=True)
@@ -98,16 +93,6 @@ def outcome_tags(run: Run, done: Done) -> set[str]:
     tags |= {str(run.topology.make(s.processor).writes) for s in done.summaries if _is_finding(s)}
     tags |= {"nothing-new"} if done.is_nothing() else set()
     return tags | ({"quarantined"} if any(s.quarantined for s in done.summaries) else set())
-
-
-def rename(name: str, tags: Iterable[str] = ()) -> None:
-    """Give the current run a name, and more tags. Where the server does not answer the run goes on as it was called."""
-    shown = name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
-    try:
-        with get_client(sync_client=True) as client:
-            client.update_flow_run(flow_run.id, name=shown, tags=sorted({*flow_run.tags, *tags}) if tags else None)
-    except Exception as error:  # noqa: BLE001  # whatever keeps the server from answering, the work comes first
-        get_run_logger().warning("The run keeps its name: Prefect's server did not take another one (%r)", error)
 
 
 def _by_log(run: Run, names: Iterable[str]) -> dict[str, list[str]]:

@@ -8,13 +8,13 @@ from typing import Any
 
 from prefect import get_run_logger
 from prefect.futures import PrefectFuture, wait
-from prefect.runtime import deployment, flow_run
+from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.artifacts import Report
-from flows.naming import NOTHING_NEW, done_of, ended, lines_of, outcome, outcome_tags, rename
-from storage.errors import AfterlogError, UsageError
-from storage.settings import load_settings
+from flows.naming import NOTHING_NEW, done_of, ended, lines_of, outcome, outcome_tags
+from flows.run_name import rename, run_settings
+from storage.errors import AfterlogError
 from storage.store import Store
 from tasks.prefect_tasks import CURRENT_END, CURRENT_RUN
 from tasks.process import FinalTick
@@ -29,12 +29,7 @@ def open_run(flow: str, final: FinalTick | None = None) -> Iterator[Run]:
     Raises:
         UsageError: a worker started it in a folder of its own, and HOME is relative to that.
     """
-    settings = load_settings()
-    if not settings.home.is_absolute() and deployment.id:  # in this order: Prefect may ask the server for the second
-        raise UsageError(
-            "HOME is relative, and a worker's run starts in a folder of its own", found=str(settings.home),
-            do="Set AFTERLOG_HOME to an absolute path where the worker starts",
-        )  # fmt: skip
+    settings = run_settings()
     store = Store(settings)
     run = Run(store, build_topology(settings), f"{flow} run {flow_run.name} ({flow_run.id})", str(flow_run.id))
     tokens = CURRENT_RUN.set(run), CURRENT_END.set(final)

@@ -106,6 +106,22 @@ class Clock:
             stop = start
         return None
 
+    def ticks(self, start: int, end: int, size: int = 4 << 20) -> tuple[list[Tick], int]:
+        """The ticks of about `size` bytes of the clock from `start` on, not beyond `end`, and where to go on."""
+        block = self._reader.read(start, end, size, 1 << 20)
+        return ([], end) if block is None else (self._ticks(start, block.end), block.end)
+
+    def versions(self) -> list[dict[str, Any]]:
+        """Every VERSION line, in order: whose settings and code, and from where on they held; `at_clock` is its own place."""
+        found, start, end = [], 0, self._reader.end()
+        while block := self._reader.read(start, end, 4 << 20, 1 << 20):
+            start = block.start
+            for line in block.lines:
+                if b'"VERSION"' in line and (event := _parse(line)) is not None and event["verb"] == "VERSION":
+                    found.append({**event["object"], "at_clock": start})
+                start += len(line) + 1
+        return found
+
     def _check_nothing_lost(self) -> None:
         """A tick on a log that has lost its end would be wrong for ever, also once the log is restored."""
         table: sa.Table = Checkpoint.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
@@ -148,6 +164,14 @@ def _line(verb: str, obj: dict[str, Any], at: int) -> bytes:
             "event": {"inserted_at": now()},
         }
     )
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        event: dict[str, Any] = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    return event
 
 
 def lost_log(where: str, found: int, expected: int) -> LostDataError:

@@ -50,6 +50,7 @@ class Position:
     quarantined: int = 0
     ignored: int = 0
     derived: int = 0
+    live: bool = True
 
 
 @dataclass
@@ -74,17 +75,29 @@ class Pending:
     states: StateStore[Any] | None = None
 
 
-def load_position(database: Database, processor: str, generation: int, log: str, partition: int) -> Position:
-    """The position of a processor, its row made where it never ran."""
+def load_position(
+    database: Database, processor: str, generation: int, log: str, partition: int, *, live: bool = True
+) -> Position:
+    """The position of a processor in a generation, its row made where it never ran.
+
+    Raises:
+        ConflictError: that generation is live where it should not be, or the other way round.
+    """
     where = {"processor": processor, "generation": generation, "log": log, "partition": partition}
     table: sa.Table = Checkpoint.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
     with database.write() as connection:
         wanted = sa.select(table).filter_by(**where)
         row = connection.execute(wanted).mappings().first()
         if row is None:
-            fresh = Checkpoint.model_validate(where).model_dump(exclude={"id"})
+            fresh = Checkpoint.model_validate(where | {"live": live}).model_dump(exclude={"id"})
             connection.execute(_insert_once(table, list(fresh)), [fresh])
             row = connection.execute(wanted).mappings().one()
+    if bool(row["live"]) != live:
+        raise ConflictError(
+            f"generation {generation} of {processor} is {'' if row['live'] else 'no longer '}live",
+            where=f"processor {processor}, {log}/{partition}",
+            do="Another run has promoted or rolled back meanwhile; this one has changed nothing",
+        )
     return Position(**{key: value for key, value in row.items() if key != "committed_at"})
 
 
@@ -174,7 +187,10 @@ def _swap(connection: sa.Connection, position: Position, raised: int) -> None:
         "lines", "processed", "quarantined", "ignored", "derived",
     )  # fmt: skip
     values = {name: getattr(position, name) for name in names}
-    mine = (table.c.id == position.id, table.c.generation == position.generation, table.c.commit == position.commit)
+    mine = (
+        table.c.id == position.id, table.c.generation == position.generation, table.c.commit == position.commit,
+        table.c.live.is_(position.live),
+    )  # fmt: skip
     done = connection.execute(
         sa.update(table).where(*mine).values(**values, commit=position.commit + raised, committed_at=now())
     )

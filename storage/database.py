@@ -25,7 +25,7 @@ from storage.schema import HEAD
 _COMMITTED_END = sa.text(
     'SELECT "end" FROM committed_end WHERE log = :log AND generation = :generation AND partition = :partition'
 )
-_LIVE_GENERATION = sa.text("SELECT generation FROM live_generation WHERE processor = :processor")
+_LIVE_GENERATION = sa.text("SELECT generation FROM live_generation WHERE log = :log")
 
 
 class Database:
@@ -77,10 +77,10 @@ class Database:
         with self.read() as connection:
             return int(connection.scalar(_COMMITTED_END, place) or 0)
 
-    def live_generation(self, processor: str) -> int:
-        """The generation of a processor that is live; the first where nothing else was said."""
+    def live_generation(self, log: str) -> int:
+        """The generation of a derived log that is live; the first where nothing else was said."""
         with self.read() as connection:
-            return int(connection.scalar(_LIVE_GENERATION, {"processor": processor}) or 1)
+            return int(connection.scalar(_LIVE_GENERATION, {"log": log}) or 1)
 
     def dispose(self) -> None:
         """Close every connection."""

@@ -48,13 +48,19 @@ class Look:
         with self._store.database.read() as connection:
             return [dict(row) for row in connection.execute(sa.text(sql), parameters).mappings()]
 
-    def committed_end(self, log: str, partition: int, generation: int = 1) -> int:
-        """Where readers of a derived log stop; 0 where nothing was ever committed."""
+    def committed_end(self, log: str, partition: int, generation: int | None = None) -> int:
+        """Where readers of a derived log stop, of its live generation; 0 where nothing was ever committed."""
+        generation = self.live_generation(log) if generation is None else generation
         found = self.rows(
             'SELECT "end" FROM committed_end WHERE log = :log AND generation = :generation AND partition = :partition',
             log=log, generation=generation, partition=partition,
         )  # fmt: skip
         return int(found[0]["end"]) if found else 0
+
+    def live_generation(self, log: str) -> int:
+        """The generation of a derived log that is live; the first where nothing else was said."""
+        found = self.rows("SELECT generation FROM live_generation WHERE log = :log", log=log)
+        return int(found[0]["generation"]) if found else 1
 
 
 def _connect(url: str) -> sqlite3.Connection | None:

@@ -56,7 +56,7 @@ def outcome_row(event: Mapping[str, Any]) -> dict[str, Any]:
     """A row for what the log says became of a mail; an older database may not know the mail yet."""
     obj, source = event["object"], event.get("context", {}).get("source", {})
     return {
-        "event_id": obj["id"], "state": event["verb"], "log": source.get("log", ""), "generation": 1,
+        "event_id": obj["id"], "state": event["verb"], "log": source.get("log", ""), "generation": source.get("generation", 1),
         "partition": source.get("partition", 0), "offset": source.get("offset", 0), "recipient_type": "",
         "recipient_id": "", "not_after": 0, "reason": obj.get("reason", ""), "changed_at": now(),
     }  # fmt: skip
@@ -68,12 +68,15 @@ def outcome_line(result: Result) -> bytes:
     obj = {"type": "EMAIL", "id": mail.event_id}
     if result.reason:
         obj["reason"] = result.reason
+    source = {"log": mail.log, "partition": mail.partition, "offset": mail.offset}
+    if mail.generation != 1:
+        source["generation"] = mail.generation
     return orjson.dumps(
         {
             "subject": {"id": "EMAIL_SYSTEM"},
             "verb": result.state,
             "object": obj,
-            "context": {"at": wall, "source": {"log": mail.log, "partition": mail.partition, "offset": mail.offset}},
+            "context": {"at": wall, "source": source},
             "event": {"id": f"deliver/{mail.event_id}/{result.state.lower()}", "inserted_at": wall},
         },
         option=orjson.OPT_APPEND_NEWLINE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from functools import cached_property
@@ -69,12 +70,16 @@ class Store:
         url = self.settings.archive_url
         return Archive(Remote(url.get_secret_value() if url else str(self.home / "archive")), self.home / "cache")
 
-    def directory(self, log: str, partition: int, generation: int = 1) -> Path:
-        """Where a partition's segments lie. Later generations lie beside the first, which has the plain name."""
+    def directory(self, log: str, partition: int, generation: int | None = None) -> Path:
+        """Where a partition's segments lie. Later generations lie beside the first, which has the plain name.
+
+        Here and below, a log's name alone means the generation that is live.
+        """
+        generation = self.live_generation(log) if generation is None else generation
         folder = check_log_name(log) if generation == 1 else f"{check_log_name(log)}@{generation}"
         return self.home / "logs" / folder / str(partition)
 
-    def partitions(self, log: str, generation: int = 1) -> list[int]:
+    def partitions(self, log: str, generation: int | None = None) -> list[int]:
         """The partitions that a log has, by its folders, and by the setting where it is a raw log to be."""
         folder = self.directory(log, 0, generation).parent
         found = {int(path.name) for path in folder.iterdir() if path.name.isdigit()} if folder.is_dir() else set()
@@ -105,7 +110,7 @@ class Store:
                 )
             return found
 
-    def reader(self, log: str, partition: int, generation: int = 1) -> PartitionReader:
+    def reader(self, log: str, partition: int, generation: int | None = None) -> PartitionReader:
         """A new reader of a partition."""
         return PartitionReader(self.directory(log, partition, generation), f"{log}/{partition}", lambda: self.archive)
 
@@ -113,10 +118,12 @@ class Store:
         """The lock file of a processor or a flow."""
         return self.home / "locks" / name
 
-    def committed_end(self, log: str, partition: int, generation: int = 1) -> int:
+    def committed_end(self, log: str, partition: int, generation: int | None = None) -> int:
         """Where readers of a derived log stop."""
+        generation = self.live_generation(log) if generation is None else generation
         return self.database.committed_end(log, partition, generation)
 
-    def live_generation(self, processor: str) -> int:
-        """The generation of a processor that is live."""
-        return self.database.live_generation(processor)
+    def live_generation(self, log: str) -> int:
+        """The generation of a log that is live: the first, where there never was another."""
+        later = any(name.startswith(f"{log}@") for name in os.listdir(self.home / "logs"))  # most logs never ask
+        return self.database.live_generation(log) if later else 1

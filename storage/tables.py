@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, LargeBinary, Numeric, UniqueConstraint, false
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    Numeric,
+    Text,
+    UniqueConstraint,
+    false,
+    true,
+)
 from sqlmodel import Field, SQLModel
 
 
@@ -39,6 +51,8 @@ class Checkpoint(SQLModel, table=True):
     quarantined: int = Field(default=0, sa_column=_big())
     ignored: int = Field(default=0, sa_column=_big())
     derived: int = Field(default=0, sa_column=_big())
+    live: bool = Field(default=True, sa_column=Column(Boolean, nullable=False, server_default=true()))
+    """Whether it is of the generation that is live; a run that holds one that no longer is cannot commit."""
 
 
 class CommittedEnd(SQLModel, table=True):
@@ -53,12 +67,23 @@ class CommittedEnd(SQLModel, table=True):
 
 
 class LiveGeneration(SQLModel, table=True):
-    """Which generation of a processor is live; the first where there is no row."""
+    """Which generation of a derived log is live; the first where there is no row."""
 
     __tablename__ = "live_generation"
 
-    processor: str = Field(primary_key=True)
+    log: str = Field(primary_key=True)
     generation: int
+
+
+class Replay(SQLModel, table=True):
+    """A generation that a replay made or makes; `plan` (JSON) says of what."""
+
+    generation: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    name: str
+    state: str  # RUNNING, READY, LIVE, DISCARDED
+    plan: str = Field(sa_column=Column(Text, nullable=False))
+    created_at: int = Field(sa_column=_big())
+    changed_at: int = Field(sa_column=_big())
 
 
 class State(SQLModel, table=True):

@@ -16,16 +16,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from storage.brake import read_brake
-from storage.commit import Position, load_position
 from storage.decisions import carry_out
 from storage.errors import Stopped, UsageError
-from storage.mails import CLAIMED, FAILED, MAY_HAVE_BEEN_SENT, SENT, SUPPRESSED, UNKNOWN, Mail, Result
+from storage.mails import FAILED, SENT, SUPPRESSED, UNKNOWN, Mail, Result
 from storage.outbox import Outbox
-from storage.reader import PartitionReader
 from storage.times import now
-from tasks.brake import ABANDONED, BrakeCheck, tallies
+from tasks.brake import BrakeCheck
 from tasks.guards import Guards, read_event
-from tasks.intake import OUTCOMES, mail_row, settled_row
+from tasks.intake import Intake
 from tasks.mail import AddressError, MailError, compose, parse_address
 from tasks.mail_url import parse_mail_url
 from tasks.process import IDLE_WAIT, UNCONFIRMED_WAIT
@@ -55,24 +53,16 @@ class DeliverySummary:
     """Why mails are held at the end of the run: a person paused delivery, or it stopped itself."""
 
 
-@dataclass
-class _Source:
-    log: str
-    reader: PartitionReader
-    position: Position
-
-
 class Deliverer:
     """Takes EMAIL events in and sends them; its maker holds the lock of `deliver`."""
 
-    def __init__(self, run: Run, told: Told) -> None:
+    def __init__(self, run: Run, told: Told, summary: DeliverySummary | None = None) -> None:
         self.run, self.settings, self._told = run, run.store.settings, told
-        self.summary = DeliverySummary()
+        self.summary = DeliverySummary() if summary is None else summary
         self.outbox = Outbox(run.store, DELIVERIES, run.author)
         self._guards, self._restores = Guards(run, self.outbox), Restores(run)
         self._brake, self._decide_at = BrakeCheck(run, self.outbox), 0.0
-        logs = [*run.topology.mail_logs(), "baskets"]
-        self._sources = [self._open(log, part) for log in logs for part in run.store.partitions(log)]
+        self._intake = Intake(run, self.outbox, self._restores)
         self._transport: Transport = open_transport(
             parse_mail_url(self.settings.mail_url.get_secret_value()), run.store.home
         )
@@ -85,27 +75,33 @@ class Deliverer:
         """Close every file and connection, and count what still waits."""
         self._closed.set()
         self._transport.close()
-        for source in self._sources:
-            source.reader.close()
+        self._intake.close()
         self.summary.waiting = self.outbox.counts().get("WAITING", 0)
         self.summary.held = read_brake(self.run.store.database).reason
 
     def round(self, limit: int | None = None) -> bool:
         """Take in what is there and try what is due, unless mails are held; says whether there was anything."""
-        taken = [self._take_in(source) for source in self._sources]
+        taken = self._take_in()
         decided = self._carry_out()
         mails = self.outbox.waiting(now(), _AT_ONCE if limit is None else min(limit, _AT_ONCE))
         if mails and self._brake.holds(limit or sys.maxsize):
             if self._brake.stopped:
                 self._told(self._brake.stopped)
                 self._brake.stopped = None
-            return any(taken) or decided
+            return taken or decided
         tried = self._try(mails)
-        return any(taken) or decided or tried
+        return taken or decided or tried
 
     def unconfirmed(self) -> bool:
         """Whether a log that is followed has bytes that its processor has not committed yet."""
-        return any(source.reader.end() > source.position.offset for source in self._sources)
+        return self._intake.unconfirmed()
+
+    def _take_in(self) -> bool:
+        taken, intake = self._intake.round(), self._intake
+        self.summary.taken_in += intake.taken_in
+        self.summary.states[UNKNOWN] += intake.unknown
+        intake.taken_in = intake.unknown = 0
+        return taken
 
     def _check_sender(self) -> None:
         """A sender that is no address is a wrong setting, and must not cost a single mail."""
@@ -121,32 +117,6 @@ class Deliverer:
         self.run.stop.wait()
         if not self._closed.wait(_GRACE):
             self._transport.interrupt()
-
-    def _open(self, log: str, partition: int) -> _Source:
-        store = self.run.store
-        return _Source(log, store.reader(log, partition), load_position(store.database, DELIVER, 1, log, partition))
-
-    def _take_in(self, source: _Source) -> bool:
-        """Queue a source's mails, and note what became of abandonments, up to its committed end."""
-        position, moved = source.position, False
-        end = self.run.store.committed_end(source.log, position.partition)
-        while batch := self.run.derived_batches.get(
-            source.reader, source.log, position.partition, position.offset, end, position.clock
-        ):
-            mails = [mail_row(event, position, self._restores) for event in batch.events if event.verb == "EMAIL"]
-            settled = [settled_row(event) for event in batch.events if event.verb in OUTCOMES]
-            left = [event.clock for event in batch.events if source.log == "baskets" and event.verb == ABANDONED]
-            position.offset, position.clock = batch.end, batch.clock
-            position.lines += batch.lines
-            position.quarantined += len(batch.bad)
-            position.processed += len(mails) + len(settled)
-            position.ignored += len(batch.events) - len(mails) - len(settled)
-            self.outbox.take_in(source.reader, position, mails, settled, tallies(left))
-            if any(mail["state"] == CLAIMED for mail in mails):
-                self.summary.states[UNKNOWN] += self.outbox.give_up(MAY_HAVE_BEEN_SENT)
-            self.summary.taken_in += len(mails)
-            moved = True
-        return moved
 
     def _carry_out(self) -> bool:
         """What people decided, looked for a few times a second at most; says whether there was anything."""
@@ -191,9 +161,8 @@ class Deliverer:
             return False
         try:
             self._guards.follow_logs()
-            for source in self._sources:
-                self._take_in(source)
-            event = read_event(self.run, mail.log, mail.partition, mail.offset)
+            self._take_in()
+            event = read_event(self.run, mail.log, mail.partition, mail.offset, mail.generation)
             reason = self._guards.plain_reason(mail) or self._guards.log_reason(event)
         except BaseException:
             self.outbox.put_back(mail, now(), mail.reason)
@@ -229,7 +198,7 @@ def deliver_to_end(run: Run, limit: int | None = None, told: Told = lambda _reas
         Stopped: the run is to stop; the rest waits for the next one.
     """
     lock = run.lock(DELIVER)
-    lock.acquire(run.stop)
+    run.take(lock)
     try:
         deliverer = Deliverer(run, told)
         try:
@@ -249,16 +218,17 @@ def follow_mail(run: Run, told: Told = lambda _reason: None) -> DeliverySummary:
     summary = DeliverySummary()
     try:
         run.stand_by()
-        lock.acquire(run.stop)
-        deliverer = Deliverer(run, told)
-        summary = deliverer.summary
-        try:
-            while not run.stop.is_set():
-                beat = run.pulse.beat
-                if not deliverer.round():
-                    run.pulse.wait(beat, UNCONFIRMED_WAIT if deliverer.unconfirmed() else IDLE_WAIT)
-        finally:
-            deliverer.close()
+        while not run.stop.is_set():
+            run.take(lock)
+            deliverer = Deliverer(run, told, summary)
+            try:
+                while not (run.stop.is_set() or run.promoting()):
+                    beat = run.pulse.beat
+                    if not deliverer.round():
+                        run.pulse.wait(beat, UNCONFIRMED_WAIT if deliverer.unconfirmed() else IDLE_WAIT)
+            finally:
+                deliverer.close()
+            lock.release()
     except Stopped:
         pass  # what was not sent waits for the successor
     finally:

@@ -79,10 +79,7 @@ class Evidence:
 
     def generation_of(self, log: str) -> int:
         """The generation of a log that is live."""
-        rows = self.look.rows(
-            "SELECT generation FROM live_generation WHERE processor = :name", name=self.processor_of(log)
-        )
-        return int(rows[0]["generation"]) if rows else 1
+        return self.look.live_generation(log)
 
     def line(self, place: Place) -> bytes:
         """The line at a place, of the live generation where there are several.

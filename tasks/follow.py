@@ -20,6 +20,7 @@ from tasks.processors.contract import Output
 from tasks.run import COLLECTOR, Run
 
 _DUE_AT_ONCE = 5_000
+_UNDECIDED = "?"
 
 
 class PartitionFollower:
@@ -30,13 +31,16 @@ class PartitionFollower:
         self.processor = run.topology.make(name)
         store, settings, log = run.store, run.store.settings, self.processor.reads
         self.derived_source = log in run.topology.derived_logs()
-        self.generation = store.live_generation(name)
-        self.position: Position = load_position(store.database, name, self.generation, log, partition)
+        self.generation = run.generation(self.processor.writes)
+        self.source_generation = run.generation(log)
+        self.position: Position = load_position(store.database, name, self.generation, log, partition, live=run.is_live)
         self.states: StateStore[Any] = StateStore(
             store.database, self.position.id, self.processor.state, settings.cache_keys
         )
-        self.reader = store.reader(log, partition)
-        self._earlier = store.reader(log, partition)  # for single lines, so that the other stays where it reads
+        self.reader = store.reader(log, partition, self.source_generation)
+        self._earlier = store.reader(
+            log, partition, self.source_generation
+        )  # for single lines, so that the other stays where it reads
         self.clock = Clock(store, run.topology.raw_logs())
         self.target = self._make_target()
         self._out = self._new_output()
@@ -55,7 +59,7 @@ class PartitionFollower:
         """What is there to follow now."""
         log = self.processor.reads
         if self.derived_source:
-            return Snapshot({self.partition: self.run.store.committed_end(log, self.partition)})
+            return Snapshot({self.partition: self.run.store.committed_end(log, self.partition, self.source_generation)})
         return self.clock.snapshot(log, self.partition, self.position.tick_offset)
 
     def advance(self, snapshot: Snapshot) -> bool:
@@ -221,7 +225,10 @@ class PartitionFollower:
             return
         known = position.version
         ends = {self.reader.name: position.offset}
-        self.clock.record_version(position.processor, self.generation, {**version, "at": now()}, ends)
+        if known:  # a crash in between must not leave a record in the clock of what was never used
+            save_version(self.run.store.database, position, _UNDECIDED)
+        place = {"at": now(), "tick_offset": position.tick_offset, "clock": position.clock}
+        self.clock.record_version(position.processor, self.generation, {**version, **place}, ends)
         save_version(self.run.store.database, position, digest)
         if known:
             self.run.notes.append(

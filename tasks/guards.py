@@ -42,6 +42,8 @@ class Guards:
         """Why a mail is not to be sent, as far as that can be told without looking at the logs."""
         if now() > mail.not_after:
             return "too old: past its not_after" + (f"; last try: {mail.reason}" if mail.reason else "")
+        if mail.generation != self._run.generation(mail.log):
+            return "withdrawn: the generation that is live now has no such mail"
         contact = self._outbox.contact(mail)
         if contact is None:
             return "no address"
@@ -64,9 +66,9 @@ class Guards:
         return "ordered since" if "RECOVERED_BASKET" in verbs else ""
 
 
-def read_event(run: Run, log: str, partition: int, offset: int) -> dict[str, Any]:
+def read_event(run: Run, log: str, partition: int, offset: int, generation: int | None = None) -> dict[str, Any]:
     """The event at a place; json takes numbers that orjson refuses, and a cause may carry one."""
-    reader = run.store.reader(log, partition)
+    reader = run.store.reader(log, partition, generation)
     try:
         event: dict[str, Any] = json.loads(reader.line(offset), parse_int=_integer)
     finally:

@@ -127,12 +127,14 @@ def follow(run: Run, name: str) -> Summary:
     lock = run.lock(name)
     try:
         run.stand_by()
-        lock.acquire(run.stop)
-        with _followers(run, name, summary) as followers:
-            while not run.stop.is_set():
-                beat = run.pulse.beat
-                if not _round(run, followers):
-                    run.pulse.wait(beat, _patience(run, followers))
+        while not run.stop.is_set():
+            run.take(lock)
+            with _followers(run, name, summary) as followers:
+                while not (run.stop.is_set() or run.promoting()):
+                    beat = run.pulse.beat
+                    if not _round(run, followers):
+                        run.pulse.wait(beat, _patience(run, followers))
+            lock.release()
     except Stopped:
         pass  # what was committed stands; the successor goes on from there
     finally:
@@ -140,11 +142,12 @@ def follow(run: Run, name: str) -> Summary:
     return summary
 
 
-def positions(store: Store) -> list[Position]:
-    """Every checkpoint, as it is committed."""
+def positions(store: Store, *, every: bool = False) -> list[Position]:
+    """The checkpoints of what is live, as they are committed; of every generation where `every` says so."""
     table: sa.Table = Checkpoint.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
+    wanted = sa.select(table).order_by(table.c.id)
     with store.database.read() as connection:
-        rows = connection.execute(sa.select(table).order_by(table.c.id)).mappings().all()
+        rows = connection.execute(wanted if every else wanted.where(table.c.live.is_(True))).mappings().all()
     return [Position(**{key: value for key, value in row.items() if key != "committed_at"}) for row in rows]
 
 
@@ -212,9 +215,10 @@ def _followers(
             if (target := followers[-1].target) is not None:
                 target.author = run.author
             before.append(Position(**asdict(followers[-1].position)))
+            run.pulse.watch(followers[-1].reader.directory)
         yield followers
     finally:
-        after = {p.id: p for p in positions(run.store)} if followers else {}
+        after = {p.id: p for p in positions(run.store, every=True)} if followers else {}
         for follower, start in zip(followers, before, strict=True):
             follower.close()
             summary.add(start, after[start.id])

@@ -25,6 +25,10 @@ class Pulse:
         """Begin to look."""
         self._thread.start()
 
+    def watch(self, directory: Path) -> None:
+        """Look at one more directory from now on: a promotion has made another generation live."""
+        self._newest.setdefault(str(directory), (-1, None))
+
     def wait(self, beat: int, timeout: float) -> None:
         """Return when a log has grown since `beat`, when the run is to stop, or after `timeout` seconds."""
         with self._changed:
@@ -32,7 +36,7 @@ class Pulse:
 
     def _watch(self) -> None:
         while not self._stop.wait(self._every):
-            sizes = [self._size(path) for path in self._newest]
+            sizes = [self._size(path) for path in list(self._newest)]
             if sizes != self._sizes:
                 self._sizes = sizes
                 self._wake()

@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from storage.batches import BatchCache
+from storage.errors import Stopped
 from storage.event import MAX_DERIVED_DEPTH
-from storage.locks import RunLock
+from storage.locks import POLL, RunLock, is_held
 from storage.store import CLOCK, Store
 from storage.written_by import Author
 from tasks.pulse import Pulse
 from tasks.topology import DELIVERIES, Topology
+
+PROMOTION = "promotion.lock"
 
 
 class _Collector:
@@ -43,6 +46,9 @@ COLLECTOR = _Collector()
 class Run:
     """One run of this process, finite or following. Its `stop` event ends every follower at a batch boundary."""
 
+    is_live = True
+    """Whether it works on what is live, and not on a generation of a replay."""
+
     def __init__(self, store: Store, topology: Topology, holder: str, flow_run_id: str = "") -> None:
         self.store, self.topology, self.holder = store, topology, holder
         self.author = Author(holder, flow_run_id)
@@ -61,9 +67,32 @@ class Run:
         self._lock = threading.Lock()
         self.pulse = Pulse(directories, settings.poll / 1000, self.stop)
 
+    def generation(self, log: str | None) -> int:
+        """Which generation of a log this run reads and writes: the one that is live; of a processor without a log, the first."""
+        return 1 if log is None else self.store.live_generation(log)
+
     def lock(self, name: str) -> RunLock:
         """The lock of a processor, or of `deliver`, for this run."""
         return RunLock(self.store.lock_path(f"{name}.lock"), self.holder)
+
+    def promoting(self) -> bool:
+        """Whether somebody promotes a generation at this moment, and waits for the locks of those who follow."""
+        return is_held(self.store.lock_path(PROMOTION))
+
+    def take(self, lock: RunLock) -> None:
+        """Wait for a lock, and while somebody promotes leave it to them.
+
+        Raises:
+            Stopped: the run is to stop.
+        """
+        while True:
+            lock.acquire(self.stop)
+            if not self.promoting():
+                return
+            lock.release()
+            while self.promoting():
+                if self.stop.wait(POLL):
+                    raise Stopped("stopped while a generation is promoted")
 
     def is_held(self, name: str) -> bool:
         """Whether any run holds the lock of `name`."""

@@ -101,10 +101,10 @@ class _Reading:
 
     def _places(self) -> Iterable[Row]:
         """A checkpoint for each processor and partition, made up where it never ran, those of `deliver` last."""
-        found = self._look.rows("SELECT * FROM checkpoint WHERE generation = 1 ORDER BY id")
+        found = self._look.rows("SELECT * FROM checkpoint WHERE live ORDER BY id")
         known = {(row["processor"], row["log"], row["partition"]): row for row in found}
         for processor in self._topology.all():
-            for partition in self._store.partitions(processor.reads):
+            for partition in self._store.partitions(processor.reads, self._look.live_generation(processor.reads)):
                 key = (processor.name, processor.reads, partition)
                 yield known.get(key) or {"processor": key[0], "log": key[1], "partition": partition, "id": None}
         yield from (row for row in found if row["processor"] == DELIVER)
@@ -112,9 +112,10 @@ class _Reading:
     def _row(self, place: Row, mails: MailStatus) -> ProcessorStatus:
         numbers = ("commit", "committed_at", "processed", "quarantined", "ignored", "derived")
         name, log, partition, offset = place["processor"], place["log"], place["partition"], place.get("offset", 0)
-        reader = self._store.reader(log, partition)
+        generation = self._look.live_generation(log)
+        reader = self._store.reader(log, partition, generation)
         try:
-            end = self._look.committed_end(log, partition) if log in self._derived else reader.end()
+            end = self._look.committed_end(log, partition, generation) if log in self._derived else reader.end()
             lag_ms = self._overdue(place)
             if end > offset:
                 first = BatchCache(1, 1 << 30, kept=1).get(reader, log, partition, offset, end, place.get("clock", 0))

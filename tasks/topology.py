@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,15 @@ from tasks.processors import abandonment, anomalies, contract, derive, normalise
 DELIVERIES = "deliveries"
 DELIVER = "deliver"
 """The name under which delivery keeps its checkpoints and its lock; it is no processor."""
+
+DECIDES: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
+    "timeout": (("abandonment", ("timeout",)),),
+    "excluded_verbs": (("abandonment", ("excluded",)),),
+    "not_after": (("derive", ("not_after",)), ("remind", ("not_after",))),
+    "reminder_gap": (("remind", ("gap",)),),
+    "anomalies": (("anomalies", ("measures", "deviations", "samples", "expected")),),
+}
+"""By setting: which processors' results hang on it, and by which of their own settings."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,26 @@ class Topology:
         """The processors that `deliver` runs, before the mail."""
         derived = self.derived_logs()
         return [p.name for p in self.all() if p.reads in derived]
+
+    def downstream(self, names: Iterable[str]) -> list[str]:
+        """`names` and every processor that reads, directly or not, what they write; each after those it reads from."""
+        found = dict.fromkeys(names)
+        for processor in self.all() * len(self.processors):  # as often as the longest chain could be long
+            if processor.reads in {self.writes(name) for name in found}:
+                found[processor.name] = None
+        order: list[str] = []
+        while rest := [name for name in self.processors if name in found and name not in order]:
+            waiting = {self.writes(name) for name in rest}
+            order += [name for name in rest if self.reads(name) not in waiting] or rest
+        return order
+
+    def writes(self, name: str) -> str | None:
+        """The log that a processor writes; None where it writes rows only."""
+        return self.make(name).writes if name not in self.processors else self._writes[name]
+
+    @cached_property
+    def _writes(self) -> dict[str, str | None]:
+        return {processor.name: processor.writes for processor in self._each}
 
     def derived_logs(self) -> set[str]:
         """The logs that only a processor writes."""

@@ -23,6 +23,7 @@ SAME = (
 SEED = (PREFECT_YAML.parent / "seed.jsonl").read_bytes()
 NAMES = {
     "process/shift", "react/shift", "process/by-hand", "react/by-hand", "brake/by-hand", "quarantine-retry/by-hand",
+    "replay/by-hand",
     "why/by-hand", "archive/daily",
 }  # fmt: skip
 

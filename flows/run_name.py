@@ -1,0 +1,39 @@
+"""What a run is called and under which settings it works: for every flow, also one that must not reach the mail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prefect import get_run_logger
+from prefect.client.orchestration import get_client
+from prefect.runtime import deployment, flow_run
+
+from storage.errors import UsageError
+from storage.settings import Settings, load_settings
+
+_LONGEST = 150
+
+
+def run_settings() -> Settings:
+    """The settings of this process, for a flow.
+
+    Raises:
+        UsageError: a worker started it in a folder of its own, and HOME is relative to that.
+    """
+    settings = load_settings()
+    if not settings.home.is_absolute() and deployment.id:  # in this order: Prefect may ask the server for the second
+        raise UsageError(
+            "HOME is relative, and a worker's run starts in a folder of its own", found=str(settings.home),
+            do="Set AFTERLOG_HOME to an absolute path where the worker starts",
+        )  # fmt: skip
+    return settings
+
+
+def rename(name: str, tags: Iterable[str] = ()) -> None:
+    """Give the current run a name, and more tags. Where the server does not answer the run goes on as it was called."""
+    shown = name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
+    try:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(flow_run.id, name=shown, tags=sorted({*flow_run.tags, *tags}) if tags else None)
+    except Exception as error:  # noqa: BLE001  # whatever keeps the server from answering, the work comes first
+        get_run_logger().warning("The run keeps its name: Prefect's server did not take another one (%r)", error)

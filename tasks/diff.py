@@ -1,0 +1,255 @@
+"""The difference of two generations of a derived log, by `event.id`: added, removed, changed.
+
+Both are read once, line beside line for as long as they are the same; what comes after that goes through a small database
+of its own on the disk, so that memory does not grow with the logs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from storage.errors import CorruptLogError
+from storage.reader import PartitionReader
+
+HOUR = 3_600_000
+EXAMPLES = 10
+ADDED, REMOVED, CHANGED = "added", "removed", "changed"
+_READ = 1 << 20
+
+
+class _Verb(msgspec.Struct):
+    type: str = ""
+
+
+class _Named(msgspec.Struct):
+    id: int | str | None = None
+    type: str | None = None
+
+
+class _Object(msgspec.Struct):
+    id: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    type: str | None = None
+
+
+class _Place(msgspec.Struct, frozen=True):
+    offset: int = 0
+
+
+class _Context(msgspec.Struct):
+    source: _Place = _Place()
+    not_after: int | None = None
+
+
+class _Stamp(msgspec.Struct):
+    id: str
+    inserted_at: int
+
+
+class _Wire(msgspec.Struct):
+    verb: str | _Verb
+    subject: _Named
+    object: _Object
+    context: _Context
+    event: _Stamp
+
+
+_decode = msgspec.json.Decoder(_Wire).decode
+_decode_id = msgspec.json.Decoder(int | str).decode
+
+
+@dataclass(frozen=True)
+class Side:
+    """One generation's partition: what of it is compared. `source_end` leaves out what later lines of its source brought."""
+
+    reader: PartitionReader
+    end: int
+    source_end: int | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One derived event, as far as a comparison needs it; `who` is whom it is about, or for."""
+
+    id: str
+    digest: bytes
+    at: int
+    verb: str
+    who: str
+    offset: int
+    not_after: int | None
+
+
+@dataclass(frozen=True)
+class Example:
+    """One event that differs: when each generation has it, in log time, and where; None where it has it not."""
+
+    kind: str
+    id: str
+    who: str
+    verb: str
+    old_at: int | None
+    new_at: int | None
+
+
+@dataclass
+class LogDiff:
+    """How two generations of a log differ. The hourly counts are of log time."""
+
+    log: str
+    old: int = 0
+    new: int = 0
+    same: int = 0
+    added: int = 0
+    removed: int = 0
+    changed: int = 0
+    examples: list[Example] = field(default_factory=list)
+    old_hours: Counter[int] = field(default_factory=Counter)
+    new_hours: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether both are the same."""
+        return not (self.added or self.removed or self.changed)
+
+
+class Differ:
+    """Compares logs partition by partition, and keeps what differs until it is closed."""
+
+    def __init__(self, since: int | None, until: int | None) -> None:
+        self._since, self._until = since, until
+        self._folder = tempfile.TemporaryDirectory(prefix="afterlog-diff-")
+        self._db = sqlite3.connect(Path(self._folder.name) / "diff.db", isolation_level=None, check_same_thread=False)
+        self._db.executescript(
+            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-16000;"
+            "CREATE TABLE old (id TEXT PRIMARY KEY, digest BLOB, at, verb, who, offset, not_after) WITHOUT ROWID;"
+            "CREATE TABLE found (log, kind, id, who, verb, old_at, new_at, not_after);"
+        )
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._db.close()
+        self._folder.cleanup()
+
+    def compare(self, log: str, sides: list[tuple[Side, Side]]) -> LogDiff:
+        """Compare the live generation of a log with another, a pair of sides for each partition."""
+        diff = LogDiff(log)
+        for old, new in sides:
+            self._partition(diff, old, new)
+        for kind in (ADDED, REMOVED, CHANGED):
+            [(count,)] = self._db.execute("SELECT COUNT(*) FROM found WHERE log = ? AND kind = ?", (log, kind))
+            setattr(diff, kind, count)
+            rows = self._db.execute(
+                "SELECT kind, id, who, verb, old_at, new_at FROM found WHERE log = ? AND kind = ? ORDER BY rowid LIMIT ?",
+                (log, kind, EXAMPLES),
+            )
+            diff.examples += [Example(*row) for row in rows]
+        return diff
+
+    def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        """What a SELECT over `found` gives: log, kind, id, who, verb, old_at, new_at, not_after."""
+        return self._db.execute(sql, values).fetchall()
+
+    def _partition(self, diff: LogDiff, old: Side, new: Side) -> None:
+        before, after = self._lines(old), self._lines(new)
+        one, other = next(before, None), next(after, None)
+        while one is not None and other is not None and one.id == other.id and one.digest == other.digest:
+            self._count(diff, one, other)
+            diff.same += 1
+            one, other = next(before, None), next(after, None)
+        self._db.execute("BEGIN")
+        self._db.execute("DELETE FROM old")
+        while one is not None:
+            self._count(diff, one, None)
+            self._db.execute("INSERT INTO old VALUES (?, ?, ?, ?, ?, ?, ?)", _values(one))
+            one = next(before, None)
+        while other is not None:
+            self._count(diff, None, other)
+            self._match(diff, other)
+            other = next(after, None)
+        self._db.execute(
+            "INSERT INTO found SELECT ?, ?, id, who, verb, at, NULL, not_after FROM old ORDER BY offset",
+            (diff.log, REMOVED),
+        )
+        self._db.execute("COMMIT")
+
+    def _match(self, diff: LogDiff, line: Line) -> None:
+        known = self._db.execute("SELECT digest, at FROM old WHERE id = ?", (line.id,)).fetchone()
+        if known is not None:
+            self._db.execute("DELETE FROM old WHERE id = ?", (line.id,))
+            if known[0] == line.digest:
+                diff.same += 1
+                return
+        kind, at = (ADDED, None) if known is None else (CHANGED, known[1])
+        row = (diff.log, kind, line.id, line.who, line.verb, at, line.at, line.not_after)
+        self._db.execute("INSERT INTO found VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+
+    def _count(self, diff: LogDiff, old: Line | None, new: Line | None) -> None:
+        if old is not None:
+            diff.old += 1
+            diff.old_hours[old.at // HOUR * HOUR] += 1
+        if new is not None:
+            diff.new += 1
+            diff.new_hours[new.at // HOUR * HOUR] += 1
+
+    def _lines(self, side: Side) -> Iterator[Line]:
+        for offset, raw in lines_of(side.reader, 0, side.end):
+            line = parse_line(raw, offset, derived_source=side.source_end is not None)
+            if side.source_end is not None and _source(raw) >= side.source_end:
+                return
+            if self._since is not None and line.at < self._since:
+                continue
+            if self._until is not None and line.at >= self._until:
+                return  # a derived log is in the order of its clock
+            yield line
+
+
+def lines_of(reader: PartitionReader, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """The lines of a derived log, with their offsets."""
+    while block := reader.read(start, end, _READ, 1 << 40):
+        for raw in block.lines:
+            yield start, raw
+            start += len(raw) + 1
+
+
+def parse_line(raw: bytes, offset: int, *, derived_source: bool) -> Line:
+    """What a comparison needs of a derived event; where it lies in a log that is derived itself is none of it.
+
+    Raises:
+        CorruptLogError: it is no derived event.
+    """
+    try:
+        wire = _decode(raw)
+    except msgspec.DecodeError as error:
+        raise CorruptLogError(f"no derived event: {error}", where=f"offset {offset}", found=repr(raw[:80])) from error
+    verb = wire.verb if isinstance(wire.verb, str) else wire.verb.type
+    if verb == "EMAIL":
+        ident = wire.object.id
+        who = f"{wire.object.type} {'' if ident is msgspec.UNSET else _decode_id(ident)}"
+    else:
+        who = str(wire.subject.id)
+    compared = _without_source(raw) if derived_source else raw
+    digest = hashlib.blake2b(compared, digest_size=16).digest()
+    return Line(wire.event.id, digest, wire.event.inserted_at, verb, who, offset, wire.context.not_after)
+
+
+def _without_source(raw: bytes) -> bytes:
+    """A line without its place in a derived log: another generation has the same event at another offset."""
+    start = raw.rfind(b'"source":{"log":')
+    return raw if start < 0 else raw[:start] + raw[raw.index(b"}", start) :]
+
+
+def _source(raw: bytes) -> int:
+    return _decode(raw).context.source.offset
+
+
+def _values(line: Line) -> tuple[Any, ...]:
+    return line.id, line.digest, line.at, line.verb, line.who, line.offset, line.not_after

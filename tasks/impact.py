@@ -1,0 +1,106 @@
+"""What a replay found: how each log differs from the live generation, and whose inbox that would change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from storage.store import Store
+from storage.tables import Delivery
+from storage.times import now
+from tasks.diff import ADDED, REMOVED, Differ, LogDiff, Side
+from tasks.replay_plan import Planned
+from tasks.topology import Topology
+
+PEOPLE = 20
+_DELIVERY: sa.Table = Delivery.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
+_AT_ONCE = 500
+
+
+@dataclass(frozen=True)
+class Impact:
+    """Who would have been mailed who was not, and the other way round; `mails_...` count mails, not people.
+
+    A person whom both generations mail, at other times or about other baskets, is in neither list.
+    """
+
+    mails_added: int
+    mails_removed: int
+    newly_mailed: int
+    no_longer_mailed: int
+    newly: list[str]
+    no_longer: list[str]
+    sent_already: int
+    """Of the mails that are no longer there: those that were sent."""
+    too_late: int
+    """Of the mails that are added: those that are past their `not_after`, and would never be sent."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The result of a replay."""
+
+    logs: list[LogDiff]
+    impact: Impact | None
+    """None where nothing that was replayed gives mails."""
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether both generations are the same."""
+        return all(log.is_nothing for log in self.logs)
+
+
+def compare(store: Store, topology: Topology, planned: Planned) -> Comparison:
+    """Compare a replay's generation with what was live, as far as its plan says."""
+    plan, generation = planned.plan, planned.generation
+    differ = Differ(plan.since, plan.until)
+    try:
+        found = []
+        for name in plan.processors:
+            log, source = str(topology.writes(name)), topology.reads(name)
+            partitions = {*store.partitions(log, plan.base[log]), *store.partitions(log, generation)}
+            sides = []
+            for part in sorted(partitions):
+                limits: tuple[int | None, int | None] = (None, None)
+                if source in plan.logs:
+                    limits = plan.ends.get(f"{source}/{part}", 0), store.committed_end(source, part, generation)
+                old = Side(store.reader(log, part, plan.base[log]), plan.ends.get(f"{log}/{part}", 0), limits[0])
+                new = Side(store.reader(log, part, generation), store.committed_end(log, part, generation), limits[1])
+                sides.append((old, new))
+            found.append(differ.compare(log, sides))
+            for old, new in sides:
+                old.reader.close()
+                new.reader.close()
+        mails = [log for log in plan.logs if log in topology.mail_logs()]
+        return Comparison(found, _impact(store, differ) if mails else None)
+    finally:
+        differ.close()
+
+
+def _impact(store: Store, differ: Differ) -> Impact:
+    mail = "FROM found WHERE verb = 'EMAIL' AND kind = ?"
+    only = f"SELECT DISTINCT who {mail} AND who NOT IN (SELECT who {mail})"  # text of our own
+    counts = [
+        differ.rows(f"SELECT COUNT(*) {mail}", kind)[0][0]  # text of our own
+        for kind in (ADDED, REMOVED)
+    ]
+    people = [differ.rows(f"SELECT COUNT(*) FROM ({only})", *kinds)[0][0] for kinds in _BOTH_WAYS]  # noqa: S608  # text of our own
+    names = [[who for (who,) in differ.rows(f"{only} LIMIT {PEOPLE}", *kinds)] for kinds in _BOTH_WAYS]
+    late = differ.rows(f"SELECT COUNT(*) {mail} AND not_after < ?", ADDED, now())[0][0]  # text of our own
+    removed = [ident for (ident,) in differ.rows(f"SELECT id {mail}", REMOVED)]  # text of our own
+    return Impact(counts[0], counts[1], people[0], people[1], names[0], names[1], _sent(store, removed), late)
+
+
+_BOTH_WAYS = ((ADDED, REMOVED), (REMOVED, ADDED))
+
+
+def _sent(store: Store, ids: list[str]) -> int:
+    sent = 0
+    with store.database.read() as connection:
+        for start in range(0, len(ids), _AT_ONCE):
+            wanted = sa.select(sa.func.count()).where(
+                _DELIVERY.c.event_id.in_(ids[start : start + _AT_ONCE]), _DELIVERY.c.state == "SENT"
+            )
+            sent += int(connection.scalar(wanted) or 0)
+    return sent

@@ -1,0 +1,184 @@
+"""Replay: the same processors over the past, into a new generation beside the live one. Nothing here can send a mail.
+
+A replay keeps its plan with its generation, so that one that died is gone on with by its name. It takes none of the
+locks of what is live, and commits in small parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+
+from storage.commit import Position
+from storage.errors import AfterlogError, ConflictError, Stopped, UsageError
+from storage.generations import (
+    DISCARDED,
+    READY,
+    RUNNING,
+    create_replay,
+    discard,
+    find_replay,
+    list_replays,
+    set_state,
+    sweep,
+)
+from storage.locks import RunLock
+from storage.store import Store
+from tasks.local import side_by_side
+from tasks.process import Summary
+from tasks.replay_follow import ReplayFollower, ReplayRun, versions_of
+from tasks.replay_plan import Plan, Planned, Request, make_plan, read_plan, write_plan
+from tasks.timeline import Place, Version
+from tasks.topology import Topology
+
+NICE = 10
+"""How much a process of its own gives way to what is live."""
+Goals = Mapping[tuple[str, int], Place]
+Versions = Callable[[str, int], list[Version]]
+
+
+@dataclass
+class Replayed:
+    """A generation that is there, and what was done for it in this run."""
+
+    planned: Planned
+    summaries: list[Summary] = field(default_factory=list)
+    resumed: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
+def start(store: Store, topology: Topology, request: Request, holder: str) -> tuple[Planned, bool]:
+    """The replay that `request` asks for: a new one, or the one of its name that did not get to its end.
+
+    Raises:
+        UsageError: something in `request` cannot be, or another replay has its name.
+    """
+    sweep(store)
+    for row in list_replays(store.database) if request.name else ():
+        if row.name == request.name and row.state != DISCARDED:
+            planned = read_plan(row)
+            if planned.plan.request != request:
+                raise UsageError(
+                    f"a replay called {request.name} is there, and it is another one",
+                    where=f"generation {row.generation}, {row.state}",
+                    do=f"Give another name, or drop it: afterlog replays discard {request.name}",
+                )
+            return planned, True
+    if request.name.isdigit() or len(request.name) > 100:
+        raise UsageError("no name for a replay", found=repr(request.name[:120]), expected="a word that is no number")
+    plan = make_plan(store, topology, request, holder)
+    row = create_replay(store, request.name, write_plan(plan))
+    return Planned(row, plan), False
+
+
+def run_replay(
+    planned: Planned,
+    store: Store,
+    topology: Topology,
+    holder: str,
+    begun: Callable[[ReplayRun], None] = lambda _run: None,
+) -> Replayed:
+    """Bring a replay's generation to its goals; `begun` gets the run, whose `stop` ends it at a batch boundary.
+
+    Raises:
+        Stopped: it was told to stop; what it committed stands, and it goes on from there by its name.
+        AfterlogError: a processor failed.
+    """
+    plan = planned.plan
+    with held(store, planned.generation, holder):
+        run = open_replay(planned, store, topology, holder)
+        begun(run)
+        goals = {
+            (name, int(part)): Place(*place) for key, place in plan.goals.items() for name, part in [key.split("/")]
+        }
+        summaries = bring(run, plan, goals)
+        if planned.row.state == RUNNING:
+            set_state(store.database, planned.generation, READY)
+    return Replayed(Planned(find_replay(store.database, planned.generation), plan), summaries, notes=run.notes)
+
+
+def drop_replay(store: Store, which: int | str, holder: str) -> int:
+    """Discard a replay and everything that it made; gives its generation.
+
+    Raises:
+        UsageError: there is none.
+        ConflictError: it is live, or somebody is at work on it.
+    """
+    row = find_replay(store.database, which)
+    with held(store, row.generation, holder):
+        discard(store, row.generation)
+    return row.generation
+
+
+@contextmanager
+def held(store: Store, generation: int, holder: str) -> Iterator[None]:
+    """Hold the lock of a generation.
+
+    Raises:
+        ConflictError: another run holds it.
+    """
+    lock = RunLock(store.lock_path(f"replay-{generation}.lock"), holder)
+    if not lock.try_acquire():
+        raise ConflictError(
+            f"generation {generation} is being worked on by another run", found=lock.held_by(), do="Wait for it to end"
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def open_replay(planned: Planned, store: Store, topology: Topology, holder: str) -> ReplayRun:
+    """A run that writes a replay's generation, and reads what was live when it was planned."""
+    generations = {**planned.plan.base, **dict.fromkeys(planned.plan.logs, planned.generation)}
+    return ReplayRun(store, topology, holder, generations)
+
+
+def bring(run: ReplayRun, plan: Plan, goals: Goals, versions: Versions | None = None) -> list[Summary]:
+    """Bring every processor of a plan to its goal: side by side those that read the same, then those that read from them.
+
+    `versions` says with which settings; where it is left out, the recorded ones, but for what the plan changes.
+    """
+    first = [name for name in plan.processors if run.topology.reads(name) not in plan.logs]
+    outcome = side_by_side(run, first, lambda _run, name: _bring(run, plan, name, goals, versions))
+    if outcome.failures:
+        name, error = next(iter(outcome.failures.items()))
+        if len(outcome.failures) == 1:
+            raise error
+        raise AfterlogError(f"{len(outcome.failures)} processors failed, {name} among them: {error}") from error
+    if len(outcome.summaries) < len(first):
+        raise Stopped("stopped on its way")  # by something that is no error
+    run.stop.clear()  # side by side, whoever ends tells the others
+    rest = [name for name in plan.processors if name not in first]
+    return [*outcome.summaries, *(_bring(run, plan, name, goals, versions) for name in rest)]
+
+
+def _bring(run: ReplayRun, plan: Plan, name: str, goals: Goals, versions: Versions | None) -> Summary:
+    log, summary = run.topology.reads(name), Summary(name)
+    recorded = plan.request.as_of == "recorded"
+    for partition in run.store.partitions(log, run.generation(log)):
+        if log in plan.logs:
+            goal = Place(run.store.committed_end(log, partition, run.generation(log)))
+        elif (name, partition) in goals:
+            goal = goals[name, partition]
+        else:
+            continue  # the live one has not begun with it
+        if versions is None:
+            known = versions_of(run, name, partition, plan.base, plan.changed.get(name, {}), ticks=recorded)
+        else:
+            known = versions(name, partition)
+        follower = ReplayFollower(run, name, partition, known)
+        if follower.target is not None:
+            follower.target.author = run.author
+        before = Position(**asdict(follower.position))
+        try:
+            if recorded or goal.tick_offset == 0:
+                follower.run_to(goal)
+            elif not goal.is_reached(follower.position):
+                follower.run_to(Place(goal.offset))
+                follower.tick_once(goal, plan.request.as_of)
+        finally:
+            follower.close()
+            summary.add(before, follower.position)
+    return summary

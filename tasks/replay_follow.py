@@ -1,0 +1,106 @@
+"""Following a log again: one processor into a generation that is not live, with the recorded ticks and settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from storage.clock import Clock, Snapshot, Tick
+from storage.store import Store
+from tasks.follow import PartitionFollower
+from tasks.replay_plan import Ticks
+from tasks.run import Run
+from tasks.timeline import Place, Version, by_clock, in_force, make_processor, recorded, without_ticks
+from tasks.topology import Topology
+
+
+class ReplayRun(Run):
+    """A run whose logs are of the generations that it was told, where they are not live ones."""
+
+    is_live = False
+
+    def __init__(self, store: Store, topology: Topology, holder: str, generations: Mapping[str, int]) -> None:
+        super().__init__(store, topology, holder)
+        self._generations = dict(generations)
+
+    def generation(self, log: str | None) -> int:
+        """Which generation of a log this run reads and writes."""
+        return self._generations[log] if log in self._generations else super().generation(log)
+
+
+class ReplayFollower(PartitionFollower):
+    """A follower that turns to the settings of then where they changed. Its maker holds the lock of its generation."""
+
+    def __init__(self, run: Run, name: str, partition: int, versions: Sequence[Version]) -> None:
+        self._versions = list(versions)
+        super().__init__(run, name, partition)
+
+    def run_to(self, goal: Place) -> None:
+        """Take everything up to `goal`, with the recorded ticks on the way.
+
+        Raises:
+            Stopped: the run is to stop; what was committed stands.
+        """
+        for version in self._versions:
+            if not version.place.is_reached(self.position) and not goal.is_reached(self.position):
+                self._go(_lesser(version.place, goal))
+                self._record_version()
+        self._go(goal)
+
+    def tick_once(self, goal: Place, as_of: Ticks) -> None:
+        """Take one tick at the end, instead of the recorded ones: of a time, or of the log's greatest clock."""
+        if self.position.tick_offset >= goal.tick_offset > 0:
+            return
+        time = as_of if isinstance(as_of, int) else self.position.clock
+        tick = Tick(time, {self.reader.name: goal.offset}, goal.tick_offset)
+        self.advance(Snapshot({self.partition: goal.offset}, [tick], goal.tick_offset))
+
+    def _go(self, place: Place) -> None:
+        while not place.is_reached(self.position):
+            ticks, upto = self.clock.ticks(self.position.tick_offset, place.tick_offset)
+            last = [tick.ends[self.reader.name] for tick in ticks if self.reader.name in tick.ends][-1:]
+            end = place.offset if upto >= place.tick_offset else max([self.position.offset, *last])
+            self.advance(Snapshot({self.partition: end}, ticks, upto))
+
+    def _record_version(self) -> None:
+        self._turn()
+        super()._record_version()
+
+    def _turn(self) -> None:
+        """Have the processor with the settings that are in force here."""
+        version = in_force(self._versions, self.position)
+        self.processor = make_processor(self.run.topology, self.processor.name, version.settings, {})
+        self._out = self._new_output()
+
+
+def _lesser(one: Place, other: Place) -> Place:
+    return one if one.is_reached(other) else other
+
+
+def versions_of(
+    run: Run, name: str, partition: int, base: Mapping[str, int], changed: Mapping[str, object], *, ticks: bool = True
+) -> list[Version]:
+    """With which settings to go again over what the generation `base` of `name` went over, but for those `changed`.
+
+    A processor that never ran takes those of now.
+    """
+    topology = run.topology
+    log, writes = topology.reads(name), topology.writes(name)
+    clock = Clock(run.store, topology.raw_logs())
+    try:
+        found = recorded(clock.versions(), name, base.get(writes or "", 1), f"{log}/{partition}")
+    finally:
+        clock.close()
+    if not found:
+        version = topology.make(name).version()
+        found = [Version(Place(0), version["settings"], version["code"])]
+    if run.generation(log) != base.get(log, 1):
+        reader = run.store.reader(log, partition, run.generation(log))
+        try:
+            end = run.store.committed_end(log, partition, run.generation(log))
+            found = by_clock(found, reader, log, partition, end)
+        finally:
+            reader.close()
+    if not ticks:
+        found = without_ticks(found)
+    return [replace(v, settings={**v.settings, **changed}) for v in found]

@@ -1,0 +1,325 @@
+"""Promotion and rollback: another generation becomes live, the schedule goes on, and nobody is mailed twice."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage import steps
+from storage.brake import PAUSED, put_on, release
+from storage.commit import Position, load_position
+from storage.contacts import Entry, save_contacts
+from storage.door import append_lines
+from storage.errors import ConflictError, UsageError
+from storage.generations import LIVE, READY, find_replay
+from storage.store import Store
+from storage.times import now
+from tasks.deliver import deliver_to_end
+from tasks.local import side_by_side
+from tasks.process import follow, positions, process_to_end
+from tasks.promote import promote, rollback
+from tasks.replay import drop_replay, run_replay, start
+from tasks.replay_plan import Request
+from tasks.run import Run
+from tasks.topology import build_topology
+from tasks.verify_derived import report, verify_derived
+from tests.conftest import afterlog, log_bytes
+from tests.helpers import copy_raw_logs, process, rows_of
+from tests.test_replay import MINUTE, START, line, write
+
+LONGER = {"settings": {"timeout": "45m"}, "name": "longer"}
+
+
+def replayed(store: Store, **wanted: Any) -> int:
+    """Replay, and give the generation."""
+    topology = build_topology(store.settings)
+    planned, _ = start(store, topology, Request(**wanted), "test")
+    run_replay(planned, store, topology, "test")
+    return planned.generation
+
+
+def live(store: Store, log: str) -> bytes:
+    """The live generation of a log, up to its committed end."""
+    generation = store.live_generation(log)
+    name = log if generation == 1 else f"{log}@{generation}"
+    return log_bytes(store.home, name)[: store.committed_end(log, 0)]
+
+
+def check_as_ever(store: Store, **settings: Any) -> None:
+    """What is live is what a HOME gives that had these settings from the beginning."""
+    other = store.home.with_name(f"ever-{now()}-{os.urandom(2).hex()}")
+    copy_raw_logs(store.home, other)
+    process(other, **settings)
+    for log in ("baskets", "reminders"):
+        assert live(store, log) == log_bytes(other, log), log
+
+
+def check_verified(store: Store) -> None:
+    told: list[str] = []
+    assert report(verify_derived(store, build_topology(store.settings)), told.append), told
+
+
+def history(store: Store) -> None:
+    """Pauses of 39 minutes, which are too long for half an hour and not for three quarters; then of 54, for both."""
+    write(store, *[line(n % 6, n * 6.5) for n in range(60)], as_of=440)
+    write(store, *[line(n % 6, 800 + n * 9) for n in range(60)], as_of=1400)
+
+
+def test_promoted_it_is_what_it_would_have_been_and_goes_on_as_that(make_store: Callable[..., Store]) -> None:
+    store = make_store()
+    history(store)
+    generation = replayed(store, **LONGER)
+    write(store, *[line(n % 6, 1500 + n * 6.5) for n in range(60)], as_of=2100)
+    topology = build_topology(store.settings)
+    moved = promote(store, topology, "longer", "test")
+    assert moved.live == {"baskets": generation, "reminders": generation}
+    assert "abandonment was replayed with {'timeout': 2700000}, and goes on with {'timeout': 1800000}" in moved.notes[0]
+    assert find_replay(store.database, "longer").state == LIVE
+    check_as_ever(store, timeout="45m")
+    append_lines(store, "events", [line(n % 6, 2200 + n * 6.5) for n in range(60)])
+    process(store.home, timeout="45m", as_of=START + 3000 * MINUTE)
+    check_as_ever(store, timeout="45m")
+    check_verified(store)
+    with pytest.raises(ConflictError, match="is live"):
+        drop_replay(store, "longer", "test")
+
+
+def test_rolled_back_it_is_what_it_was_and_can_be_promoted_again(store: Store) -> None:
+    history(store)
+    replayed(store, **LONGER)
+    topology = build_topology(store.settings)
+    for minutes in (1500, 2500):
+        promote(store, topology, "longer", "test")
+        check_as_ever(store, timeout="45m")
+        append_lines(store, "events", [line(n % 6, minutes + n * 6.5) for n in range(50)])
+        process(store.home, timeout="45m", as_of=START + (minutes + 460) * MINUTE)
+        check_as_ever(store, timeout="45m")
+        moved = rollback(store, topology, "longer", "test")
+        assert moved.live == {"baskets": 1, "reminders": 1}
+        assert find_replay(store.database, "longer").state == READY
+        check_as_ever(store, timeout="30m")
+        check_verified(store)
+    write(store, line(1, 3000), as_of=3100)
+    check_as_ever(store, timeout="30m")
+    drop_replay(store, "longer", "test")
+    assert not list((store.home / "logs").glob("*@*"))
+
+
+def test_what_is_not_ready_or_of_another_past_is_not_promoted(store: Store) -> None:
+    history(store)
+    topology = build_topology(store.settings)
+    replayed(store, processors=("abandonment",), as_of="log-end", name="own-ticks")
+    with pytest.raises(UsageError, match="for comparing only"):
+        promote(store, topology, "own-ticks", "test")
+    start(store, topology, Request(name="begun"), "test")
+    with pytest.raises(UsageError, match="is RUNNING"):
+        promote(store, topology, "begun", "test")
+    with pytest.raises(UsageError, match="nothing to roll back"):
+        rollback(store, topology, "begun", "test")
+    replayed(store, **LONGER)
+    replayed(store, settings={"timeout": "50m"}, name="other")
+    promote(store, topology, "longer", "test")
+    with pytest.raises(UsageError, match="another generation of baskets is live by now"):
+        promote(store, topology, "other", "test")
+
+
+def test_a_position_of_a_generation_that_is_no_longer_live_is_refused(store: Store) -> None:
+    history(store)
+    topology = build_topology(store.settings)
+    replayed(store, **LONGER)
+    stale = Run(store, topology, "stale")
+    from tasks.follow import PartitionFollower
+
+    follower = PartitionFollower(stale, "abandonment", 0)
+    promote(store, topology, "longer", "test")
+    append_lines(store, "events", [line(1, 2000)])
+    with pytest.raises(ConflictError):
+        follower.advance(follower.snapshot())
+    follower.close()
+    with pytest.raises(ConflictError, match="is no longer live"):
+        load_position(store.database, "abandonment", 1, "events", 0)
+    check_as_ever(store, timeout="45m")
+
+
+@pytest.mark.parametrize(
+    ("step", "back"),
+    [
+        ("promotion-begun", False), ("promotion-ready", False), ("promotion-ready", True), ("promotion-committed", False),
+        ("promotion-committed", True), ("derived-synced", False), ("committed", True),
+    ],
+)  # fmt: skip
+def test_a_crash_at_any_step_loses_nothing(store: Store, step: str, back: bool) -> None:
+    history(store)
+    topology = build_topology(store.settings)
+    replayed(store, **LONGER)
+    if back:
+        promote(store, topology, "longer", "test")
+    append_lines(store, "events", [line(n % 6, 1500 + n * 6.5) for n in range(50)])
+    process(store.home, timeout="45m" if back else "30m", as_of=START + 2000 * MINUTE)
+    move = rollback if back else promote
+
+    def crash(name: str) -> None:
+        if name == step:
+            steps.arm(None)
+            raise RuntimeError("killed here")
+
+    steps.arm(crash)
+    try:
+        with pytest.raises(RuntimeError):
+            move(store, topology, "longer", "test")
+    finally:
+        steps.arm(None)
+    done = find_replay(store.database, "longer").state == (READY if back else LIVE)
+    assert done == (step == "promotion-committed")
+    check_as_ever(store, timeout="45m" if done != back else "30m")
+    if not done:
+        move(store, topology, "longer", "test")
+    check_as_ever(store, timeout="30m" if back else "45m")
+    check_verified(store)
+
+
+def recent(customer: int, minutes_ago: float, verb: str = "ADDED_ITEM_TO_BASKET") -> bytes:
+    """An event of the last day."""
+    return line(customer, (now() - START) / MINUTE - minutes_ago, verb)
+
+
+def outbox(store: Store) -> list[tuple[str, str, str]]:
+    """What became of each mail, and why, by recipient."""
+    with store.database.read() as connection:
+        rows = connection.exec_driver_sql("SELECT recipient_id, state, reason FROM delivery ORDER BY 1, 2").all()
+    return [tuple(row) for row in rows]
+
+
+def deliver(store: Store) -> None:
+    """What `afterlog deliver` does, in this process."""
+    run = Run(store, build_topology(store.settings), "test")
+    process_to_end(run, "remind", None)
+    deliver_to_end(run)
+
+
+def test_what_was_delivered_is_never_delivered_again_and_what_is_added_is_queued_once(store: Store) -> None:
+    entries = [Entry("CUSTOMER", str(n), f"{n}@example.com", False) for n in (1, 2, 3, 4)]
+    save_contacts(store.database, entries)
+    # 1 is abandoned either way. 2 came back after 40 minutes, and has left since: other causes, within a day of each other.
+    # 3 was away for 40 minutes and is there: of 30 minutes alone. 4 ordered.
+    append_lines(
+        store, "events",
+        sorted([recent(1, 300), recent(2, 200), recent(2, 160), recent(3, 41), recent(3, 1), recent(4, 290), recent(4, 200, "ORDERED")],
+               key=lambda raw: raw.rsplit(b":", 1)[1]),
+    )  # fmt: skip
+    process(store.home, as_of=now() - 2000)
+    topology = build_topology(store.settings)
+    shorter = {"settings": {"timeout": "35m"}, "name": "shorter"}
+    replayed(store, **shorter)
+    replayed(store, **LONGER)
+    deliver(store)
+    assert [(who, state) for who, state, _ in outbox(store)] == [
+        ("1", "SENT"), ("2", "SENT"), ("3", "SENT"), ("4", "SUPPRESSED"),
+    ]  # fmt: skip
+    mails = sorted((store.home / "outbox").rglob("*.eml"))
+    assert len(mails) == 3
+    moved = promote(store, topology, "longer", "test")
+    assert (moved.queued, moved.too_soon) == (0, 1)  # the later one of 2
+    deliver(store)
+    rollback(store, topology, "longer", "test")
+    deliver(store)
+    promote(store, topology, "shorter", "test")
+    deliver(store)
+    assert sorted((store.home / "outbox").rglob("*.eml")) == mails
+
+
+def test_mails_that_wait_are_sent_from_where_they_lie_now_and_others_are_withdrawn(store: Store) -> None:
+    save_contacts(store.database, [Entry("CUSTOMER", str(n), f"{n}@example.com", False) for n in (1, 2)])
+    # 2 paused for 40 minutes: live she is reminded of what she left before that, and by 45 minutes of what she left after it.
+    append_lines(store, "events", [recent(1, 120), recent(2, 100), recent(2, 60)])
+    process(store.home, timeout="35m", as_of=now() - 2000)
+    topology = build_topology(store.settings)
+    replayed(store, **LONGER)
+    put_on(store.database, PAUSED, "a test")
+    deliver(store)
+    assert promote(store, topology, "longer", "test").queued == 1
+    release(store.database)
+    deliver(store)
+    withdrawn = "withdrawn: the generation that is live now has no such mail"
+    assert outbox(store) == [("1", "SENT", ""), ("2", "SENT", ""), ("2", "SUPPRESSED", withdrawn)]
+
+
+def test_those_who_follow_let_go_and_go_on_with_the_new_generation(make_store: Callable[..., Store]) -> None:
+    store = make_store(timeout="45m")
+    history(store)
+    replayed(store, **LONGER)
+    topology = build_topology(store.settings)
+    run = Run(store, topology, "shift")
+    run.pulse.start()
+    names = ("abandonment", "remind", "derive")
+    thread = threading.Thread(target=lambda: side_by_side(run, names, follow))
+    thread.start()
+    try:
+        while not run.is_held("remind"):
+            run.stop.wait(0.01)
+        moved = promote(store, topology, "longer", "test")
+        at = _wait_for_the_end(store, run)
+    finally:
+        run.stop.set()
+        thread.join()
+    assert (at["abandonment"].generation, at["remind"].generation) == (2, 2)
+    assert moved.seconds < 5
+    check_as_ever(store, timeout="45m")
+
+
+def _wait_for_the_end(store: Store, run: Run) -> dict[str, Position]:
+    """Append, and have the followers take it; gives their checkpoints."""
+    append_lines(store, "events", [line(n % 6, 2200 + n * 40) for n in range(12)])
+    end = store.reader("events", 0).end()
+    deadline = now() + 20_000
+    while now() < deadline:
+        at = {p.processor: p for p in positions(store)}
+        baskets = store.committed_end("baskets", 0)
+        if at["abandonment"].offset == at["derive"].offset == end and at["remind"].offset == baskets:
+            return at
+        run.stop.wait(0.02)
+    raise AssertionError(f"they did not get to the end: {at}")
+
+
+def test_a_processor_without_a_log_stands_at_the_new_end(
+    make_store: Callable[..., Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "counting.py").write_text(
+        "from tasks.processors import contract\n"
+        "class Processor(contract.Processor):\n"
+        "    name, reads = 'counting', 'baskets'\n"
+        "    def event(self, event, state, out):\n"
+        "        pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    store = make_store(processors=("counting",))
+    append_lines(store, "events", [line(1, 0), line(1, 40), line(1, 100)])
+    process(store.home, processors=("counting",), as_of=START + 200 * MINUTE)
+    replayed(store, **LONGER)
+    promote(store, build_topology(store.settings), "longer", "test")
+    at = {p.processor: p for p in positions(store)}["counting"]
+    assert at.offset == store.committed_end("baskets", 0) < len(log_bytes(store.home, "baskets"))
+    assert at.lines == 3
+    append_lines(store, "events", [line(2, 300)])
+    process(store.home, processors=("counting",), as_of=START + 400 * MINUTE)
+    assert {p.processor: p for p in positions(store)}["counting"].lines == 4
+
+
+def test_the_command_line_promotes_and_rolls_back(store: Store) -> None:
+    history(store)
+    replayed(store, **LONGER)
+    done = afterlog(store.home, "replays", "promote", "longer", timeout="45m")
+    assert done.returncode == 0, done.stderr
+    assert b"live is now baskets generation 2, reminders generation 2" in done.stderr
+    read = afterlog(store.home, "read", "baskets")
+    assert read.stdout == live(store, "baskets")
+    assert afterlog(store.home, "read", "baskets", "--generation", "1").stdout == log_bytes(store.home, "baskets")
+    assert afterlog(store.home, "status").returncode == 0
+    done = afterlog(store.home, "replays", "rollback", "longer")
+    assert b"live is now baskets generation 1, reminders generation 1" in done.stderr
+    assert rows_of(store, ("live_generation",))["live_generation"]

@@ -1,0 +1,225 @@
+"""Replay: the past again, into a generation beside the live one, and how the two differ."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+import pytest
+
+from storage import steps
+from storage.door import append_lines
+from storage.errors import AfterlogError, UsageError
+from storage.generations import READY, find_replay
+from storage.store import Store
+from tasks.impact import Comparison, compare
+from tasks.replay import Replayed, drop_replay, run_replay, start
+from tasks.replay_plan import Request
+from tasks.topology import build_topology
+from tests import oracle
+from tests.conftest import ROOT, SHARED, afterlog, log_bytes, needs_shared
+from tests.helpers import DERIVED, TABLES, derived, parsed, process, rows_of
+
+MINUTE, HOUR = 60_000, 3_600_000
+START = 1_000_000_000_000
+
+
+def line(customer: int, minutes: float, verb: str = "ADDED_ITEM_TO_BASKET") -> bytes:
+    """An event of a customer, so many minutes after the start."""
+    at = START + round(minutes * MINUTE)
+    return orjson.dumps(
+        {
+            "subject": {"id": customer, "type": "CUSTOMER"},
+            "verb": verb,
+            "object": {"type": "ITEM", "item": {"id": 3, "price": 5, "count": 2}},
+            "context": {"at": at},
+            "event": {"inserted_at": at},
+        }
+    )
+
+
+def again(store: Store, **wanted: Any) -> tuple[Replayed, Comparison]:
+    """Replay on a store, and compare."""
+    topology = build_topology(store.settings)
+    planned, _ = start(store, topology, Request(**wanted), "test")
+    done = run_replay(planned, store, topology, "test")
+    return done, compare(store, topology, done.planned)
+
+
+def write(store: Store, *lines: bytes, as_of: float | None = None) -> None:
+    """Append, and bring everything to the end; with a tick so many minutes after the start."""
+    append_lines(store, "events", list(lines))
+    process(store.home, as_of=None if as_of is None else START + round(as_of * MINUTE))
+
+
+def test_a_replay_gives_what_is_live_byte_for_byte_and_changes_nothing(store: Store) -> None:
+    write(store, line(1, 0), line(2, 5), line(1, 40), b"{", as_of=50)
+    write(store, line(2, 90, "ORDERED"), line(1, 200), as_of=400)
+    before, rows = derived(store.home), rows_of(store, (*TABLES, "delivery"))
+    done, found = again(store)
+    assert found.is_nothing
+    assert {log.log: log.same for log in found.logs} == {
+        log: log_bytes(store.home, log).count(b"\n") for log in DERIVED
+    }
+    assert {log: log_bytes(store.home, f"{log}@{done.planned.generation}") for log in DERIVED} == before
+    assert derived(store.home) == before
+    assert rows_of(store, (*TABLES, "delivery")) == rows
+
+
+def test_other_settings_show_as_added_removed_and_changed_and_in_whose_inbox(store: Store) -> None:
+    # 1 pauses for 40 minutes: abandoned at 30, not at 45. 2 leaves for good: flagged by his own next event, or by a tick.
+    write(store, line(1, 0), line(2, 1), line(1, 40), as_of=42)
+    write(store, line(2, 50), line(1, 51, "ORDERED"), as_of=2000)
+    _, found = again(store, processors=("abandonment",), settings={"timeout": "45m"})
+    baskets, reminders = found.logs
+    assert [log.log for log in found.logs] == ["baskets", "reminders"]
+    ids = {e.id.split("/")[1] + "/" + e.id.split("/")[2]: e.kind for e in baskets.examples}
+    first, second = "events:0:0", f"events:0:{len(line(1, 0)) + 1}"
+    assert ids[f"{first}/abandoned"] == "removed"
+    assert ids[f"{second}/abandoned"] == "changed"
+    assert reminders.removed == 1
+    assert found.impact is not None
+    assert found.impact.no_longer == ["CUSTOMER 1"]
+    assert found.impact.newly == []
+    assert found.impact.mails_removed == 1
+
+
+def test_recorded_settings_hold_again_from_where_they_held(make_store: Callable[..., Store]) -> None:
+    store = make_store(timeout="30m")
+    write(store, line(1, 0), as_of=20)
+    process(store.home, timeout="10m")
+    append_lines(store, "events", [line(2, 30), line(1, 45), line(2, 55)])
+    process(store.home, timeout="10m", as_of=START + 80 * MINUTE)
+    append_lines(store, "events", [line(3, 100), line(3, 125), line(3, 170)])
+    process(store.home, timeout="30m", as_of=START + 400 * MINUTE)
+    done, found = again(store)
+    assert found.is_nothing
+    assert log_bytes(store.home, "baskets") == log_bytes(store.home, f"baskets@{done.planned.generation}")
+    lines = parsed(log_bytes(store.home, "baskets"))
+    assert any(e["subject"]["id"] == 2 for e in lines), "the ten minutes left no trace"
+
+
+def test_a_range_limits_what_is_compared(store: Store) -> None:
+    write(store, *[line(n, n * 10) for n in range(10)], *[line(n, 100 + n * 10 + 40) for n in range(10)], as_of=1000)
+    _, found = again(store, settings={"timeout": "120m"})
+    hour = "2001-09-09T04:46:40Z"  # 180 minutes after the start
+    _, late = again(store, settings={"timeout": "120m"}, from_=hour)
+    _, early = again(store, settings={"timeout": "120m"}, to=hour)
+    for one, two, three in zip(found.logs, late.logs, early.logs, strict=True):
+        assert one.old == two.old + three.old
+    assert early.logs[0].old
+    assert late.logs[0].old
+    offset = log_bytes(store.home, "events").index(line(4, 180))
+    _, part = again(store, settings={"timeout": "120m"}, to=str(offset))
+    assert part == early
+
+
+def test_one_tick_instead_of_the_recorded_ones(store: Store) -> None:
+    write(store, line(1, 0), line(2, 29), as_of=45)
+    _, found = again(store, processors=("abandonment",), as_of=START + 60 * MINUTE)
+    assert {e.kind for e in found.logs[0].examples} == {"added", "changed"}
+    _, end = again(store, processors=("abandonment",), as_of="log-end")
+    assert end.logs[0].removed == 1
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        ({"processors": ("normalise",)}, "writes rows"),
+        ({"processors": ("nobody",)}, "no such processor"),
+        ({"settings": {"timeot": "45m"}}, "no such setting"),
+        ({"settings": {"poll": "45m"}}, "changes nothing"),
+        ({"settings": {"timeout": "soon"}}, "TIMEOUT"),
+        ({"processors": ("derive",), "settings": {"timeout": "45m"}}, "is of abandonment"),
+        ({"from_": "yesterday"}, "neither an offset nor a time"),
+        ({"as_of": 9_000_000_000_000}, "lies ahead"),
+        ({"name": "12"}, "no name"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(store: Store, wanted: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        again(store, **wanted)
+
+
+def test_a_replay_that_died_goes_on_by_its_name_and_a_discarded_one_leaves_nothing(
+    make_store: Callable[..., Store],
+) -> None:
+    store = make_store(batch_bytes=200, commit_bytes=200)
+    write(store, *[line(n % 7, n * 9) for n in range(40)], as_of=1000)
+    topology, before = build_topology(store.settings), derived(store.home)
+    for nth in (1, 4, 9):
+        planned, resumed = start(store, topology, Request(name="again"), "test")
+        assert resumed == (nth > 1)
+        seen = iter(range(nth))
+
+        def crash(step: str, seen: Any = seen) -> None:
+            if step == "derived-written" and next(seen, None) is None:
+                raise OSError("died")
+
+        steps.arm(crash)
+        try:
+            with pytest.raises(AfterlogError):
+                run_replay(planned, store, topology, "test")
+        finally:
+            steps.arm(None)
+    planned, _ = start(store, topology, Request(name="again"), "test")
+    run_replay(planned, store, topology, "test")
+    assert find_replay(store.database, "again").state == READY
+    assert {log: log_bytes(store.home, f"{log}@{planned.generation}") for log in DERIVED} == before
+    drop_replay(store, "again", "test")
+    assert not list((store.home / "logs").glob("*@*"))
+    assert rows_of(store, ("checkpoint", "committed_end"))["checkpoint"]
+    assert all(row.generation == 1 for row in rows_of(store, ("checkpoint", "committed_end"))["checkpoint"])
+    assert derived(store.home) == before
+
+
+def test_nothing_in_a_replay_can_construct_a_mail_transport() -> None:
+    code = (
+        "import sys, deployments.cli_replay, tasks.replay, tasks.promote, tasks.verify_derived, flows.replay\n"
+        "print([m for m in sys.modules if m in ('tasks.transport','tasks.smtp','tasks.mail_url','tasks.sending',"
+        "'tasks.mail','tasks.deliver','smtplib')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
+
+
+def test_the_command_line_also_after_a_kill(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(store, line(1, 0), line(1, 40), as_of=100)
+    arguments = ("replay", "--set", "timeout=45m", "--name", "longer", "--no-prefect")
+    monkeypatch.setenv("AFTERLOG_TEST_KILL", "derived-synced:1")
+    assert afterlog(store.home, *arguments).returncode == -9
+    monkeypatch.delenv("AFTERLOG_TEST_KILL")
+    done = afterlog(store.home, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(b"log\tlive\treplayed\tsame\tadded\tremoved\tchanged\nbaskets\t2\t1\t")
+    assert b"going on with generation 2 (longer): abandonment, remind timeout=45m" in done.stderr
+    listed = afterlog(store.home, "replays", "list")
+    assert b"2\tlonger\tREADY\t" in listed.stdout
+    assert afterlog(store.home, "replays", "discard", "nothing").returncode == 2
+
+
+@needs_shared
+def test_45_minutes_on_a_real_shop_is_what_brute_force_finds(store: Store) -> None:
+    """The log of each timeout by the oracle, which knows nothing of replays, and the sets by event.id."""
+    lines = gzip.decompress((SHARED / "shop" / "taobao_a_dev.jsonl.gz").read_bytes()).splitlines()[:15_000]
+    append_lines(store, "events", lines)
+    process(store.home, "abandonment", as_of="log-end")
+    _, found = again(store, processors=("abandonment",), settings={"timeout": "45m"})
+    noted = [e["object"] for e in parsed(log_bytes(store.home, "clock")) if e["verb"] == "TICK"]
+    ticks = [oracle.Tick(tick["as_of"], tick["ends"]["events/0"]) for tick in noted]
+    log = log_bytes(store.home, "events")
+    old, new = (
+        {e["event"]["id"]: json.dumps(e) for e in oracle.run(log, ticks, oracle.Rules(minutes * MINUTE), b"").baskets}
+        for minutes in (30, 45)
+    )
+    diff = found.logs[0]
+    assert diff.added == len(new.keys() - old.keys()) > 0
+    assert diff.removed == len(old.keys() - new.keys()) > 0
+    assert diff.changed == sum(old[i] != new[i] for i in old.keys() & new.keys()) > 0
+    for example in diff.examples:
+        assert (example.id in new, example.id in old) == (example.kind != "removed", example.kind != "added")

@@ -1,0 +1,81 @@
+"""Whether what is live follows from the log: settings that changed, a byte that was changed, code that is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from storage.door import append_lines
+from storage.store import Store
+from tasks.topology import build_topology
+from tasks.verify_derived import report, verify_derived
+from tests.conftest import afterlog, log_bytes
+from tests.helpers import DERIVED, derived, process
+from tests.test_replay import MINUTE, START, line, write
+
+OWN = """
+from tasks.processors import contract
+
+class Processor(contract.Processor):
+    name, reads, writes = "vip", "events", "vips"
+
+    def event(self, event, state, out):
+        out.emit(self, event, {"id": event.id}, "SEEN", {"type": "NONE"}, name="seen")
+"""
+
+
+def check(store: Store) -> tuple[bool, list[str]]:
+    told: list[str] = []
+    return report(verify_derived(store, build_topology(store.settings)), told.append), told
+
+
+def test_what_is_live_follows_from_the_log_also_where_settings_changed(make_store: Callable[..., Store]) -> None:
+    store = make_store(batch_bytes=300, commit_bytes=300)
+    write(store, *[line(n % 5, n * 11) for n in range(30)], b"{", as_of=400)
+    process(store.home, timeout="10m", as_of=START + 420 * MINUTE)
+    append_lines(store, "events", [line(n % 3, 430 + n * 11) for n in range(30)])
+    process(store.home, timeout="10m", as_of=START + 760 * MINUTE)
+    write(store, line(9, 790), as_of=900)
+    before = derived(store.home)
+    good, told = check(store)
+    assert good, told
+    assert told[2] == f"baskets/0: {len(before['baskets'])} bytes follow from the log"
+    assert len(told) == len(DERIVED)
+    assert derived(store.home) == before
+    assert not list(store.home.parent.glob("afterlog-verify-*"))
+
+
+def test_the_first_difference_is_named(store: Store) -> None:
+    write(store, line(1, 0), line(1, 50), as_of=100)
+    [segment] = (store.home / "logs" / "baskets" / "0").glob("*.jsonl")
+    lines = segment.read_bytes().splitlines(keepends=True)
+    segment.write_bytes(lines[0] + lines[1].replace(b"ABANDONED", b"abandoned", 1))
+    done = afterlog(store.home, "verify", "--derived")
+    assert done.returncode == 1
+    assert f"\nbaskets/0:{len(lines[0])}: the first difference".encode() in done.stderr
+    assert b"\nreminders/0: " in done.stderr
+
+
+def test_code_that_is_gone_is_named_with_its_stretch(
+    make_store: Callable[..., Store], tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]  # pytest's own
+    import importlib
+    import sys
+
+    module = tmp_path / "vip_code.py"
+    module.write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    store = make_store(processors=("vip_code",))
+    append_lines(store, "events", [line(1, 0)])
+    process(store.home, processors=("vip_code",))
+    first = len(log_bytes(store.home, "vips"))
+    module.write_text(OWN + "\n# other words, the same deeds\n")
+    importlib.invalidate_caches()
+    sys.modules.pop("vip_code")
+    append_lines(store, "events", [line(1, 1)])
+    process(store.home, processors=("vip_code",))
+    good, told = check(store)
+    assert good, told
+    assert any(f"vips/0: bytes 0 to {first} were made by code" in sentence for sentence in told)
+    sys.modules.pop("vip_code")
