@@ -161,7 +161,7 @@ def test_every_field_of_a_form_is_described(home: Path) -> None:
     forms = {
         d.flow.name: asyncio.run(build(d, load_settings()))._parameter_openapi_schema.model_dump() for d in by_hand
     }
-    assert set(forms) == {"process", "react", "brake", "quarantine-retry"}
+    assert set(forms) == {"process", "react", "brake", "quarantine-retry", "why", "replay"}
     for name, form in forms.items():
         for field, shape in form["properties"].items():
             assert shape.get("description"), f"{name}: {field}"
