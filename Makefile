@@ -20,7 +20,7 @@ unit: $(INSTALLED)
 	$(BIN)/pytest -n auto
 
 bench: $(INSTALLED)  ## figures against the comparison work, where it is there
-	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.bench
 
 latency: $(INSTALLED)  ## append to derived event, append to mail, over hand-overs
 	$(BIN)/python -m benchmarks.latency

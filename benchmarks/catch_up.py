@@ -1,4 +1,4 @@
-"""One catch-up of some processors (or `all`) over HOME's raw logs, to the log's end: what throughput.py measures."""
+"""One catch-up of some processors (or `all`) over HOME's raw logs, to the log's end: what bench.py measures."""
 
 from __future__ import annotations
 
