@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
+from pathlib import Path
 
 from storage.event import MAX_DEPTH, Batch
 from storage.judge import decode
@@ -27,15 +28,15 @@ class BatchCache:
         self._stop = stop or threading.Event()
         self._size, self._max_line, self._max_depth, self._kept = size, max_line, max_depth, kept
         self._changed = threading.Condition()
-        self._batches: OrderedDict[tuple[str, int, int, int], Batch] = OrderedDict()
-        self._places: dict[tuple[str, int], dict[PartitionReader, int]] = {}
+        self._batches: OrderedDict[tuple[Path, int, int], Batch] = OrderedDict()
+        self._places: dict[Path, dict[PartitionReader, int]] = {}
 
     def get(self, reader: PartitionReader, log: str, partition: int, start: int, end: int, clock: int) -> Batch | None:
         """The judged lines from `start` on, not beyond `end`; None where there are none.
 
         `clock` is the greatest clock or tick before `start`.
         """
-        key = (log, partition, start, clock)
+        key = (reader.directory, start, clock)  # a log's name stands for another generation after a promotion
         with self._changed:
             found = self._batches.get(key)
             if found is not None and found.end <= end:
@@ -55,10 +56,10 @@ class BatchCache:
                 places.pop(reader, None)
             self._changed.notify_all()
 
-    def keep_pace(self, reader: PartitionReader, log: str, partition: int, start: int) -> None:
+    def keep_pace(self, reader: PartitionReader, start: int) -> None:
         """Wait a moment for those far behind `start`; to be said before `get` by whoever catches up."""
         with self._changed:
-            places = self._places.setdefault((log, partition), {})
+            places = self._places.setdefault(reader.directory, {})
             places[reader] = start
             self._changed.notify_all()
             behind = start - (self._kept - 1) * self._size

@@ -141,7 +141,7 @@ def commit(
     return cut
 
 
-def spill(database: Database, target: Target, position: Position, lines: list[bytes]) -> str:
+def spill(database: Database, source: PartitionReader, target: Target, position: Position, lines: list[bytes]) -> str:
     """Write derived bytes ahead of their commit, so that memory need not hold them; says what was cut of a tail, if anything.
 
     They lie beyond the committed end, where no reader of ours looks and where a crash leaves bytes too: what is given
@@ -151,6 +151,7 @@ def spill(database: Database, target: Target, position: Position, lines: list[by
         ConflictError: another run committed meanwhile; nothing has changed.
         NondeterminismError: an unconfirmed tail holds other bytes.
     """
+    source.sync(position.offset)  # first, as in a commit: what is derived must not outlive what it came from
     return _write_ahead(database, target, position, lines, durable=False)
 
 

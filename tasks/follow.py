@@ -108,7 +108,7 @@ class PartitionFollower:
                 raise Stopped("stopped between two batches")
             catching_up = end - position.offset > self.run.store.settings.batch_bytes
             if catching_up:
-                cache.keep_pace(self.reader, log, self.partition, position.offset)
+                cache.keep_pace(self.reader, position.offset)
             with self.run.turn if catching_up else nullcontext():
                 batch = cache.get(self.reader, log, self.partition, position.offset, end, position.clock)
                 if batch is None:
@@ -174,7 +174,7 @@ class PartitionFollower:
         """Let go of derived lines that are many already, ahead of their commit."""
         out = self._out
         if self.target is not None and out.size >= self.run.store.settings.spill_bytes:
-            self._note(spill(self.run.store.database, self.target, self.position, out.lines))
+            self._note(spill(self.run.store.database, self.reader, self.target, self.position, out.lines))
             self.position.derived += len(out.lines)
             out.lines, out.size = [], 0
 

@@ -291,7 +291,7 @@ def test_a_claim_and_a_pause_exclude_each_other(store: Store) -> None:
         "from storage.brake import PAUSED, put_on; s = Store(load_settings()); o = Outbox(s, 'deliveries')\n"
         "from tasks.deliver import Deliverer; from tasks.run import Run; from tasks.topology import build_topology\n"
         "d = Deliverer(Run(s, build_topology(s.settings), 'test'), print)\n"
-        "for source in d._sources: d._take_in(source)\n"
+        "d._take_in()\n"
         "[m] = o.waiting(9**15, 9)\n"
         "put_on(s.database, PAUSED, 'x'); print(o.claim(m))"
     )

@@ -76,9 +76,9 @@ def _trust_the_tail() -> Plant:
 def _unsynced_derived() -> Plant:
     real = DerivedWriter._write
 
-    def write(self: DerivedWriter, at: int, data: bytes) -> None:
+    def write(self: DerivedWriter, at: int, data: bytes, *, durable: bool) -> None:
         with mock.patch.object(os, "fsync", _nothing):
-            real(self, at, data)
+            real(self, at, data, durable=durable)
 
     return mock.patch.object(DerivedWriter, "_write", write)
 

@@ -27,7 +27,10 @@ _FAULTS = [
 
 _AIMS = ["/logs/deliveries/", "/logs/deliveries/", "/logs/clock/", "/logs/reactions/", "/logs/baskets/", "/locks/"]
 
-_WEAK = {"deliver": "/logs/deliveries/", "follow": "/locks/", "tick": "/logs/clock/"}
+_DERIVED = ["/logs/reactions/", "/logs/baskets/", "/logs/anomalies/"]
+_WEAK = {
+    "deliver": ["/logs/deliveries/"], "follow": ["/locks/", *_DERIVED], "tick": ["/logs/clock/"], "process": _DERIVED,
+}  # fmt: skip
 
 
 class FoundError(Exception):
@@ -56,6 +59,7 @@ def simulate(seed: int, steps: int = STEPS) -> Outcome:
         "segment_daily": random.choice([True, False]),
         "batch_bytes": random.choice([1, 700, 700, 512 << 10, 512 << 10]),
         "commit_bytes": random.choice([1, 1_500, 1_500, 64 << 20, 64 << 20]),
+        "spill_bytes": random.choice([1, 1_500, 4 << 20, 4 << 20]),
         "cache_keys": random.choice([1, 20_000]),
     }
     with world(random, **settings) as made:
@@ -108,8 +112,9 @@ class _Schedule:
             return None
         if deed in _WEAK and draw < 0.15:
             return Fault(
-                self.random.choice(["unflushed", "torn", "kill", "eio", "enospc"]), pick(1, 2), aim=_WEAK[deed]
-            )
+                self.random.choice(["unflushed", "torn", "torn", "kill", "eio", "enospc"]), pick(1, 2),
+                aim=self.random.choice(_WEAK[deed]),
+            )  # fmt: skip
         if draw >= 0.45:
             return Fault("preempt", pick(1, calls))
         kind = self.random.choice(_FAULTS)
