@@ -46,8 +46,8 @@ def _drop_the_swap() -> Plant:
 def _off_by_one() -> Plant:
     real = storage.commit.load_position
 
-    def load(*arguments: Any) -> Position:
-        position = real(*arguments)
+    def load(*arguments: Any, **named: Any) -> Position:
+        position = real(*arguments, **named)
         position.offset = max(0, position.offset - 1)
         return position
 
@@ -58,8 +58,8 @@ def _count_lines_twice() -> Plant:
     """A line read again after a crash is counted again: the counters are not of the same transaction."""
     real = storage.commit.load_position
 
-    def load(*arguments: Any) -> Position:
-        position = real(*arguments)
+    def load(*arguments: Any, **named: Any) -> Position:
+        position = real(*arguments, **named)
         position.lines += position.commit % 7 == 6
         return position
 
