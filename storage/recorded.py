@@ -93,8 +93,8 @@ class Ticks:
         return self._read[index]
 
 
-def versions(store: Store, processor: str, log: str, partition: int, generation: int = 1) -> list[Version]:
-    """The settings and code of a processor in one partition, oldest first."""
+def versions(store: Store, processor: str, log: str, partition: int, generation: int) -> list[Version]:
+    """The settings and code of a generation of a processor in one partition, oldest first."""
     reader, name, found = store.reader(CLOCK, 0), f"{log}/{partition}", []
     place, end = 0, reader.end()
     while block := reader.read(place, end, _BLOCK, _MAX_LINE):

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from storage.event import Event
+from storage.look import Look
 from storage.recorded import Version, in_force, versions
 from storage.store import Store
 from storage.subject import subject_events
@@ -74,12 +75,22 @@ def read_interactions(
     log = topology.reads(PROCESSOR)
     found: list[Interaction] = []
     default = abandonment.Settings(store.settings.timeout, tuple(sorted(store.settings.excluded_verbs)))
+    generation = _live_generation(store, topology)
     for partition in store.partitions(log):
-        known = versions(store, PROCESSOR, log, partition)
+        known = versions(store, PROCESSOR, log, partition, generation)
         events = subject_events(store, log, partition, customer, until=known_at, processes=processes)
         mine = (event for event in events if counts(event, settings_at(known, event.offset, default)))
         found += [Interaction(log, partition, event) for event in mine]
     return sorted(found, key=lambda each: each.event.clock)  # in one partition they are in this order
+
+
+def _live_generation(store: Store, topology: Topology) -> int:
+    """The generation of abandonment that is live: each has settings of its own."""
+    writes, look = topology.writes(PROCESSOR), Look(store)
+    try:
+        return look.live_generation(writes) if writes else 1
+    finally:
+        look.close()
 
 
 def settings_at(known: list[Version], offset: int, default: abandonment.Settings) -> abandonment.Settings:

@@ -20,14 +20,17 @@ from storage.generations import LIVE, READY, find_replay
 from storage.store import Store
 from storage.times import now
 from tasks.deliver import deliver_to_end
+from tasks.evidence import Evidence
 from tasks.local import side_by_side
 from tasks.process import follow, positions, process_to_end
 from tasks.promote import promote, rollback
 from tasks.replay import drop_replay, run_replay, start
 from tasks.replay_plan import Request
 from tasks.run import Run
+from tasks.time_machine import basket_at
 from tasks.topology import build_topology
 from tasks.verify_derived import report, verify_derived
+from tasks.why_not import why_not
 from tests.conftest import afterlog, log_bytes
 from tests.helpers import copy_raw_logs, process, rows_of
 from tests.test_replay import MINUTE, START, line, write
@@ -87,6 +90,20 @@ def test_promoted_it_is_what_it_would_have_been_and_goes_on_as_that(make_store: 
     check_verified(store)
     with pytest.raises(ConflictError, match="is live"):
         drop_replay(store, "longer", "test")
+
+
+def test_a_basket_is_told_by_the_settings_of_the_generation_that_is_live(store: Store) -> None:
+    write(store, line(1, 0), line(1, 5, "ORDERED"), as_of=60)
+    topology = build_topology(store.settings)
+    replayed(store, processors=("abandonment",), settings={"excluded_verbs": ["ORDERED"]}, name="no-orders")
+    assert basket_at(store, topology, "1").items == []
+    promote(store, topology, "no-orders", "test")
+    assert [item["id"] for item in basket_at(store, topology, "1").items] == [3]
+    evidence = Evidence(store, topology)
+    assert why_not(evidence, "1").checks[0].detail == "1 item in it"
+    evidence.close()
+    rollback(store, topology, "no-orders", "test")
+    assert basket_at(store, topology, "1").items == []
 
 
 def test_rolled_back_it_is_what_it_was_and_can_be_promoted_again(store: Store) -> None:
