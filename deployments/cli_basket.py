@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
-from dataclasses import asdict
 
-import orjson
-
-from deployments.console import say, show_table
+from deployments.console import say, show_json, show_table
 from storage.errors import UsageError
 from storage.settings import load_settings
 from storage.store import Store
@@ -35,8 +31,7 @@ def basket(customer: str, *, at: str | None = None, known_at: str | None = None,
         known_at=moment("--known-at", known_at), processes=processors(),
     )  # fmt: skip
     if json:
-        sys.stdout.buffer.write(orjson.dumps(asdict(found), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-        sys.stdout.buffer.flush()
+        show_json(found)
     else:
         _show(found)
 

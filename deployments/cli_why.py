@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from typing import Any
-
-import orjson
 
 from deployments.cli_basket import processors
-from deployments.console import say, show_table
+from deployments.console import say, show_json, show_table
 from storage.settings import Settings, load_settings
 from storage.store import Store
 from tasks.evidence import Evidence
@@ -33,7 +28,7 @@ def why(id: str, *, json: bool = False) -> None:
     with _evidence() as evidence:
         found = answer_why(evidence, id)
     if json:
-        _dump(asdict(found))
+        show_json(found)
         return
     show_table(f"Why {id}", ("place", "what", "value"), rows_of(found))
     say(sentence(found))
@@ -49,7 +44,7 @@ def why_not(customer: str, *, json: bool = False) -> None:
     with _evidence() as evidence:
         found = answer_why_not(evidence, customer, processes=processors())
     if json:
-        _dump(asdict(found))
+        show_json(found)
         return
     rows = [(c.what, "no" if c.stands_in_the_way else "ok", c.detail, c.place) for c in found.checks]
     if rows:
@@ -78,8 +73,3 @@ def _evidence() -> Iterator[Evidence]:
         yield evidence
     finally:
         evidence.close()
-
-
-def _dump(document: dict[str, Any]) -> None:
-    sys.stdout.buffer.write(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-    sys.stdout.buffer.flush()

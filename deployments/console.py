@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 
@@ -9,6 +10,16 @@ from collections.abc import Sequence
 def say(message: str) -> None:
     """A word to the person at the terminal."""
     print(message, file=sys.stderr, flush=True)
+
+
+def show_json(document: object) -> None:
+    """One JSON document on standard output, dataclasses as objects.
+
+    What it shows may come from a log: integers of any size, and deeper nested than orjson writes.
+    """
+    text = json.dumps(document, default=vars, indent=2, ensure_ascii=False, allow_nan=False)
+    sys.stdout.buffer.write(text.encode() + b"\n")
+    sys.stdout.buffer.flush()
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -6,6 +6,7 @@ Imports neither Prefect nor SQLAlchemy: a question should be answered at once, a
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -144,6 +145,16 @@ def as_json(text: str) -> bytes:
 
 
 def parse_event(line: bytes) -> Event:
-    """A derived event; json takes numbers that orjson refuses, and a cause may carry one."""
-    event: Event = json.loads(line, parse_int=lambda text: int(text) if len(text) <= 4000 else float(text))
+    """A derived event."""
+    event: Event = parse_json(line)
     return event
+
+
+def parse_json(data: bytes) -> Any:
+    """Any JSON of a log; a number that no double holds, or of more than 4,000 digits, is given as its text."""
+    return json.loads(data, parse_int=lambda text: int(text) if len(text) <= 4000 else text, parse_float=_float)
+
+
+def _float(text: str) -> float | str:
+    value = float(text)
+    return value if math.isfinite(value) else text

@@ -6,6 +6,7 @@ The rules are those of `tasks.processors.abandonment`, which knows the present o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from storage.recorded import Version, in_force, versions
 from storage.store import Store
 from storage.subject import subject_events
 from storage.times import show
+from tasks.evidence import parse_json
 from tasks.processors import abandonment, basket
 from tasks.topology import Topology
 
@@ -40,7 +42,8 @@ class Interaction:
 
 @dataclass(frozen=True)
 class Made:
-    """One event that made a basket what it is. Times in milliseconds; `item` and `count` are None for an order."""
+    """One event that made a basket what it is. Times in milliseconds; `item` and `count` are None for an order, `count` where no double
+    holds it too."""
 
     place: str
     verb: str
@@ -52,10 +55,10 @@ class Made:
 
 @dataclass(frozen=True)
 class Basket:
-    """A basket at a moment: `items` in the order in which they came in, as JSON writes them, and the events behind it.
+    """A basket at a moment: `items` in the order in which they came in, read by `parse_json`, and the events behind it.
 
     `made_by` begins where the basket was last empty, and ends with what emptied it where it is empty now. `last` is when
-    the customer was last there (-1: never); `value` is the sum of price times count, None where it is not known.
+    the customer was last there (-1: never); `value` is the sum of price times count, None where it is not known or no double holds it.
     """
 
     customer: str
@@ -152,13 +155,15 @@ def fold(customer: str, interactions: Sequence[Interaction], at: int | None, kno
         notes.append(f"last there at {show(last)}, more than 30 days before: the next event would find it forgotten")
     fields = [basket.fields(basket.stands(chain)) for chain in items.values()]
     total = basket.total(fields)
-    shown: list[dict[str, Any]] = msgspec.json.decode(basket.basket_json(items))
-    return Basket(customer, at, known_at, shown, None if total is None else float(total), last, made, notes)
+    shown: list[dict[str, Any]] = parse_json(basket.basket_json(items))
+    value = None if total is None or not math.isfinite(float(total)) else float(total)
+    return Basket(customer, at, known_at, shown, value, last, made, notes)
 
 
 def _made(each: Interaction) -> Made:
     event = each.event
     if event.item is not None:
-        return Made(each.place, event.verb, event.item.key, event.item.count, event.at, event.clock)
+        count = None if event.item.count in (math.inf, -math.inf) else event.item.count
+        return Made(each.place, event.verb, event.item.key, count, event.at, event.clock)
     removed = basket.removed_key(event) if event.verb == basket.REMOVED else None
     return Made(each.place, event.verb, removed, None if removed is None else 0, event.at, event.clock)

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
+from deployments.console import show_json
 from storage import subject
 from storage.door import append_lines
 from storage.event import Event
@@ -19,8 +20,10 @@ from storage.recorded import Ticks
 from storage.settings import load_settings
 from storage.store import Store
 from storage.subject import subject_events
+from tasks.evidence import Evidence
 from tasks.time_machine import basket_at, fold, read_interactions
 from tasks.topology import build_topology
+from tasks.why_not import why_not
 from tests.conftest import afterlog, log_bytes, needs_shared
 from tests.test_shop import unzipped
 
@@ -249,3 +252,26 @@ def test_who_was_never_heard_of_has_an_empty_basket_and_a_time_that_is_none_is_r
     assert wrong.stderr.decode() == (
         "afterlog: --at is no time; found 'yesterday', expected milliseconds, or RFC 3339 such as 2026-01-31T12:00:00Z\n"
     )
+
+
+def test_numbers_beyond_a_double_and_deep_items_are_shown_as_they_were_written(
+    home: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """All of these are good lines."""
+    store = Store(load_settings(home=home))
+    deep = "[" * 490 + "]" * 490
+    items = [
+        b'{"id":1,"price":1e400,"count":1e400}', b'{"id":2,"price":%d,"count":%d}' % (2**70, 2**70),
+        b'{"id":3,"price":%s}' % (b"9" * 5000), b'{"id":4,"price":1e99999999999999999999}', b'{"id":5,"x":%s}' % deep.encode(),
+        b'{"id":"6","price":-1e400,"count":%s}' % (b"9" * 400),
+    ]  # fmt: skip
+    append_lines(store, "events", [line(7, T).replace(b'{"id": 3}', item) for item in items])
+    found = basket_at(store, build_topology(store.settings), "7")
+    assert [item.get("price") for item in found.items] == [
+        "1e400", 2**70, "9" * 5000, "1e99999999999999999999", None, "-1e400",
+    ]  # fmt: skip
+    assert (found.value, found.made_by[0].count, found.made_by[1].count) == (None, None, 2**70)
+    show_json(found)
+    assert json.loads(capfd.readouterr().out, parse_constant=pytest.fail)["items"] == found.items
+    answer = why_not(Evidence(store, build_topology(store.settings)), "7")
+    assert answer.checks[0].detail == "6 items in it"
