@@ -121,7 +121,7 @@ class _Reading:
         Raises:
             UsageError: it is neither.
         """
-        if text.isascii() and text.isdigit():
+        if text.isascii() and text.isdigit() and len(text) < 20:
             return int(text)
         millis = parse_time(text)
         if millis is None:

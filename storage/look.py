@@ -18,6 +18,7 @@ from storage.store import Store
 
 Row = dict[str, Any]
 _SQLITE = "sqlite:///"
+_LARGEST = 2**63 - 1  # no column holds more, and to ask for it is an error
 
 
 class Look:
@@ -51,6 +52,8 @@ class Look:
     def committed_end(self, log: str, partition: int, generation: int | None = None) -> int:
         """Where readers of a derived log stop, of its live generation; 0 where nothing was ever committed."""
         generation = self.live_generation(log) if generation is None else generation
+        if max(generation, partition) > _LARGEST:
+            return 0
         found = self.rows(
             'SELECT "end" FROM committed_end WHERE log = :log AND generation = :generation AND partition = :partition',
             log=log, generation=generation, partition=partition,

@@ -88,6 +88,10 @@ class Evidence:
         Raises:
             UsageError: there is none, or a line does not start there.
         """
+        partitions = self.store.partitions(place.log, self.generation_of(place.log))
+        if place.partition not in partitions:
+            known = ", ".join(map(str, partitions))
+            raise UsageError("there is no such line", where=str(place), expected=f"one of the partitions {known}")
         reader, end = self._reader(place.log, place.partition), self._end(place.log, place.partition)
         if place.offset >= end:
             raise UsageError("there is no such line", where=str(place), expected=f"an offset below {end}")
@@ -98,7 +102,9 @@ class Evidence:
 
     def lines_with(self, log: str, needle: bytes, partition: int | None = None) -> Iterator[tuple[Place, bytes]]:
         """The committed lines of a log that hold some bytes, oldest first."""
-        for part in self.store.partitions(log, self.generation_of(log)) if partition is None else [partition]:
+        for part in self.store.partitions(log, self.generation_of(log)):
+            if partition not in (None, part):
+                continue
             for offset, line in lines_with(self._reader(log, part), needle, self._end(log, part)):
                 yield Place(log, part, offset), line
 

@@ -21,7 +21,7 @@ from tasks.rules import rule_of
 from tasks.time_machine import counts, settings_at
 from tasks.topology import DELIVERIES
 
-_PLACE = re.compile(r"([a-z0-9][a-z0-9_.-]*):(\d+):(\d+)")
+_PLACE = re.compile(r"([a-z0-9][a-z0-9_.-]*):([0-9]{1,1000}):([0-9]{1,1000})")  # Python reads no longer numbers
 _MESSAGE_ID = re.compile(r"<?([0-9a-f]{64})(?:@[^>\s]*)?>?")
 
 

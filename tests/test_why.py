@@ -17,6 +17,7 @@ from storage.brake import PAUSED, put_on
 from storage.contacts import Entry, forget_contact, save_contacts
 from storage.door import append_lines
 from storage.errors import UsageError
+from storage.look import Look
 from storage.store import Store
 from storage.times import now, show
 from tasks.evidence import Evidence
@@ -184,6 +185,10 @@ def test_an_anomaly_a_bad_line_and_bytes_that_have_changed_are_told(store: Store
         ("normalise/events:0:7/x", "no such event; found an id of 'normalise'"),
         ("events:0:7", "events:0:7: not the start of a line. The line there starts at 0"),
         ("events:0:99999", "events:0:99999: there is no such line; expected an offset below "),
+        (f"baskets:{10**20}:0", f"baskets:{10**20}:0: there is no such line; expected one of the partitions 0"),
+        (f"baskets:0:{10**20}", f"baskets:0:{10**20}: there is no such line; expected an offset below "),
+        (f"abandonment/events:{10**20}:0/abandoned", "no such event; found 'abandonment/events:1000"),
+        ("baskets:" + "9" * 5000 + ":0", "no such event; found an id of 'baskets:9999"),
         ("0" * 64, "no mail has this Message-ID"),
     ],
 )  # fmt: skip
@@ -325,3 +330,12 @@ def test_the_flow_answers_the_same_and_links_the_run(home: Path) -> None:
     assert f"](/runs/flow-run/{step.run.flow_run_id})" in str(artifact.data)
     assert "events:0:0" in str(artifact.data)
     assert why_flow("nonsense", return_state=True).is_failed()
+
+
+@pytest.mark.only("sqlite")
+def test_a_partition_and_a_generation_that_no_column_holds_are_empty(store: Store) -> None:
+    left_behind(store)
+    look = Look(store)
+    assert look.committed_end("baskets", 0) > 0
+    assert look.committed_end("baskets", 10**20) == look.committed_end("baskets", 0, 10**20) == 0
+    look.close()
