@@ -145,6 +145,17 @@ class Evidence:
         return self._reader(log, partition).end()
 
 
+def check_text(text: str) -> str:
+    """`text`, if it can stand in a log: the command line gives bytes that are no UTF-8 as lone surrogates.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UsageError("no such id: what stands in a log is UTF-8", found=ascii(text[:200]))
+    return text
+
+
 def as_json(text: str) -> bytes:
     """A text as derived lines have it, without its quotes."""
     return orjson.dumps(text)[1:-1]

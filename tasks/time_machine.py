@@ -19,7 +19,7 @@ from storage.recorded import Version, in_force, versions
 from storage.store import Store
 from storage.subject import subject_events
 from storage.times import show
-from tasks.evidence import parse_json
+from tasks.evidence import check_text, parse_json
 from tasks.processors import abandonment, basket
 from tasks.topology import Topology
 
@@ -58,7 +58,8 @@ class Basket:
     """A basket at a moment: `items` in the order in which they came in, read by `parse_json`, and the events behind it.
 
     `made_by` begins where the basket was last empty, and ends with what emptied it where it is empty now. `last` is when
-    the customer was last there (-1: never); `value` is the sum of price times count, None where it is not known or no double holds it.
+    the customer was last there (-1: never); `value` is the sum of price times count, None where it is not known or no double
+    holds it.
     """
 
     customer: str
@@ -75,6 +76,7 @@ def read_interactions(
     store: Store, topology: Topology, customer: str, *, known_at: int | None = None, processes: int = 1
 ) -> list[Interaction]:
     """What a customer did, as far as it counts and was known by `known_at`, in log order."""
+    check_text(customer)
     log = topology.reads(PROCESSOR)
     found: list[Interaction] = []
     default = abandonment.Settings(store.settings.timeout, tuple(sorted(store.settings.excluded_verbs)))

@@ -15,7 +15,7 @@ from storage.event import HEAD, MAX_DERIVED_DEPTH, Rejected
 from storage.judge import judge
 from storage.subject import subject_events
 from storage.times import show
-from tasks.evidence import Event, Evidence, Place, WrittenBy, as_json, parse_event
+from tasks.evidence import Event, Evidence, Place, WrittenBy, as_json, check_text, parse_event
 from tasks.processors import abandonment
 from tasks.rules import rule_of
 from tasks.time_machine import counts, settings_at
@@ -110,7 +110,7 @@ def find(evidence: Evidence, ident: str) -> tuple[Place, bytes]:
     Raises:
         UsageError: there is none.
     """
-    if match := _PLACE.fullmatch(ident):
+    if match := _PLACE.fullmatch(check_text(ident)):
         place = Place(match[1], int(match[2]), int(match[3]))
         return place, evidence.line(place)
     if match := _MESSAGE_ID.fullmatch(ident):

@@ -189,6 +189,8 @@ def test_an_anomaly_a_bad_line_and_bytes_that_have_changed_are_told(store: Store
         (f"baskets:0:{10**20}", f"baskets:0:{10**20}: there is no such line; expected an offset below "),
         (f"abandonment/events:{10**20}:0/abandoned", "no such event; found 'abandonment/events:1000"),
         ("baskets:" + "9" * 5000 + ":0", "no such event; found an id of 'baskets:9999"),
+        ("remind/\udcff", "no such id: what stands in a log is UTF-8; found 'remind/\\udcff'"),
+        ("\ud800", "no such id: what stands in a log is UTF-8; found '\\ud800'"),
         ("0" * 64, "no mail has this Message-ID"),
     ],
 )  # fmt: skip
