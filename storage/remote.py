@@ -37,6 +37,11 @@ class Remote:
             return Path(self._url)
         return Path(self._url.removeprefix("file://")) if self._url.startswith("file://") else None
 
+    @property
+    def connected(self) -> bool:
+        """Whether a file system that is no folder was opened: its connections and threads do not survive a fork."""
+        return self._fs is not None
+
     def path(self, name: str) -> str:
         """An object as a sentence names it."""
         return f"{self.shown.rstrip('/')}/{name}"

@@ -70,6 +70,12 @@ class Store:
         url = self.settings.archive_url
         return Archive(Remote(url.get_secret_value() if url else str(self.home / "archive")), self.home / "cache")
 
+    @property
+    def may_fork(self) -> bool:
+        """Whether nothing was opened here that a child process could not go on with."""
+        archive: Archive | None = self.__dict__.get("archive")  # looking must not open it
+        return archive is None or not archive.remote.connected
+
     def directory(self, log: str, partition: int, generation: int | None = None) -> Path:
         """Where a partition's segments lie. Later generations lie beside the first, which has the plain name.
 

@@ -58,7 +58,8 @@ def subject_events(
 
     Args:
         until: only those whose clock is not later than this (milliseconds).
-        processes: at most so many at a time; more than one only where this process has no threads of its own.
+        processes: at most so many at a time; more than one only where this process has no threads of its own. One, where
+            what was read came from an archive elsewhere: its connections do not survive a fork.
     """
     search = _Search(store, log, partition, key, until)
     reader, ticks = search.reader(), Ticks(store, log, partition)
@@ -121,6 +122,8 @@ def _scan_all(search: _Search, reader: PartitionReader, start: int, end: int, pr
     if parts <= 1:
         return _scan(search, start, end)
     cuts = [start, *(reader.line_start(start + (end - start) * i // parts) for i in range(1, parts)), end]
+    if not search.store.may_fork:  # one of the cuts lies in what a bucket has
+        return _scan(search, start, end)
     context = multiprocessing.get_context("fork")  # what the child needs is there, and nothing is imported again
     children = []
     for first, last in pairwise(cuts[1:]):

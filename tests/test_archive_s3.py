@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from moto.server import ThreadedMotoServer
 
+from storage import subject
 from storage.door import append_lines
 from storage.errors import AfterlogError
 from storage.store import Store
+from storage.subject import subject_events
 from tasks.verify import verify_all
 from tests.conftest import afterlog, log_bytes
 from tests.test_archive import archive, local, whole
+from tests.test_basket import T, as_seen, line
 from tests.test_commit import process, processed, result, tax
 
 MakeStore = Callable[..., Store]
@@ -59,6 +64,30 @@ def test_segments_go_to_a_bucket_and_are_read_from_there(make_store: MakeStore, 
     command = afterlog(store.home, "read", "events", archive_url=bucket)  # a process of its own, that knows nothing yet
     assert (command.returncode, command.stdout) == (0, before), command.stderr.decode()
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+
+
+def test_a_search_by_several_processes_does_not_fork_what_is_connected_to_a_bucket(
+    make_store: MakeStore, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subject, "_WORTH_A_PROCESS", 2_000)
+    fork, forks = os.fork, []
+    monkeypatch.setattr(os, "fork", lambda: forks.append(1) or fork())
+    found = {}
+    for place in ("", bucket + "/searched"):
+        small: dict[str, Any] = {"segment_bytes": 2_000, "live_window": "1ms"} | (
+            {"archive_url": place} if place else {}
+        )
+        store = make_store(f"home{len(place)}", **small)
+        for part in range(4):
+            append_lines(store, "events", [line(n % 3, T + n, T + n) for n in range(part * 10, part * 10 + 10)])
+        process(store)
+        assert archive(store)["events/0"].removed > 1
+        again = Store(store.settings)  # one that has opened nothing yet
+        found[place] = as_seen(subject_events(again, "events", 0, "1", processes=3)), len(forks)
+        forks.clear()
+    (here, forked), (there, not_forked) = found.values()
+    assert (len(here), forked, not_forked) == (13, 2, 0)
+    assert there == here
 
 
 @pytest.mark.parametrize(
