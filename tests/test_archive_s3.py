@@ -74,7 +74,7 @@ def test_a_search_by_several_processes_does_not_fork_what_is_connected_to_a_buck
     monkeypatch.setattr(os, "fork", lambda: forks.append(1) or fork())
     found = {}
     for place in ("", bucket + "/searched"):
-        small: dict[str, Any] = {"segment_bytes": 2_000, "live_window": "1ms"} | (
+        small: dict[str, Any] = {"segment_bytes": 1_500, "live_window": "1ms"} | (
             {"archive_url": place} if place else {}
         )
         store = make_store(f"home{len(place)}", **small)
