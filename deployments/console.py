@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
+
+# What ends a line, steers a terminal or turns the direction of writing; a lone surrogate cannot be written at all.
+_STEERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def say(message: str) -> None:
@@ -26,15 +30,21 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
     """A table on a terminal; in a pipe the same as tab-separated lines, the columns' names first."""
     if not sys.stdout.isatty():
         for row in (columns, *rows):
-            print("\t".join(str(cell) for cell in row))
+            print("\t".join(_shown(cell) for cell in row))
         return
     from rich.console import Console  # only a terminal needs it, and a pipe should not wait for it
     from rich.table import Table
+    from rich.text import Text  # text, since a str would be read for markup
 
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         numbers = bool(rows) and all(isinstance(row[index], (int, float)) for row in rows)
         table.add_column(column, justify="right" if numbers else "left")
     for row in rows:
-        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
+        table.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else _shown(cell)) for cell in row))
     Console().print(table)
+
+
+def _shown(cell: object) -> str:
+    """A cell on one line, whatever a log or a person has put in it."""
+    return _STEERS.sub(lambda match: match[0].encode("unicode_escape").decode(), str(cell))

@@ -6,17 +6,21 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from email import message_from_bytes
 from email.policy import default
 from pathlib import Path
 
 import pytest
 
+from deployments import cli
+from deployments.console import show_table
 from storage.contacts import Entry, save_contacts
 from storage.times import now
 from tests.conftest import ROOT, afterlog, log_bytes
 from tests.helpers import open_store, parsed
 
+Asked = Callable[..., bytes]
 HOUR = 3_600_000
 NOW = now()
 MIB = 1 << 20
@@ -144,6 +148,69 @@ def test_what_an_item_is_called_stays_a_text_in_its_mail(home: Path) -> None:
     assert "&lt;script&gt;" in html.get_content()
     assert "<script" not in html.get_content()
     assert "49" not in str(reminders["u3@example.com"]["Subject"])
+
+
+def test_whoever_looks_back_gets_rows_and_never_a_traceback(home: Path, asked: Asked) -> None:
+    reminder = parsed(log_bytes(home, "reminders"))[0]["event"]["id"]
+    for index, name in enumerate(NAMES):
+        customer = str(500 + index)
+        found = json.loads(asked(0, "basket", customer, "--json"))
+        assert [item["name"] for item in found["items"]] == [name]
+        rows = asked(0, "basket", customer).splitlines()
+        assert rows[1].split(b"\t")[:3] == [b"3", name.replace("\r", "\\r").replace("\n", "\\n").encode(), b"2"]
+        assert len(rows) == 5
+        assert b"SENT at" in asked(0, "why-not", customer, "--json")
+    assert b"verbatim" in asked(0, "why", reminder)
+    for customer in ("1", "9" * 5000, "x\r\nBcc: eve@example.com", "\x1b[2J"):
+        for command in ("basket", "why-not"):
+            json.loads(asked(0, command, customer, "--json"), parse_constant=pytest.fail)
+    for command in ("basket", "why-not", "why"):
+        asked(2, command, "\udcff")
+    for ident in (
+        "",
+        "NaN",
+        "<script>",
+        "x\r\nBcc: eve@example.com",
+        "/" * 5000,
+        "a..b:0:0",
+        "-1",
+        f"baskets:{10**20}:{10**20}",
+    ):
+        asked(2, "why", "--", ident)
+    assert asked(0, "read", "baskets", "--partition", str(10**20), "--generation", str(10**20)) == b""
+    for wrong in (
+        ["../x"],
+        ["\udcff"],
+        ["events", "--from", "9" * 5000],
+        ["events", "--to", "NaN"],
+        ["events", "--from", "\udcff"],
+    ):
+        asked(2, "read", *wrong)
+
+
+@pytest.fixture
+def asked(home: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Asked:
+    """What a command answers, run in this process, where a traceback is a failed test."""
+    monkeypatch.setenv("AFTERLOG_HOME", str(home))
+
+    def ask(code: int, *command: str) -> bytes:
+        ended = cli._run(list(command))
+        shown = capfdbinary.readouterr()
+        assert ended == code, (command, shown.err.decode())
+        return shown.out
+
+    return ask
+
+
+def test_on_a_terminal_a_name_neither_steers_it_nor_is_markup() -> None:
+    master, terminal = os.openpty()
+    with os.fdopen(terminal, "w") as stdout, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", stdout)
+        show_table("Items", ("item", "name"), [(2**70, "[/b] [red]x"), (3, "\x1b]0;title\x07a\nb\u202e\ud800")])
+    shown = os.read(master, 1 << 16).decode()
+    os.close(master)
+    assert "[/b] [red]x" in shown
+    assert "\\x1b]0;title\\x07a\\nb\\u202e\\ud800" in shown
 
 
 MEASURED = """
