@@ -127,7 +127,7 @@ def copy_segments(source: Path, target: Path, end: int) -> None:
         if archived := min(archived_end(source), sealed[-1].end):
             note_archived(target, archived)
     for segment in list_segments(source):
-        if segment.base < end or segment.base == 0:
+        if segment.base <= end:  # also an empty one: without it the sealed one before it would grow
             copy_file(segment.path, segment_path(target, segment.base), end - segment.base)
     fsync_directory(target)
 
