@@ -21,6 +21,7 @@ from storage.span import span_of
 
 MANIFEST, ARCHIVED = "manifest", "archived"
 _LONGEST_LINE = 4096
+_PIECE = 1 << 20
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
@@ -85,6 +86,18 @@ def read_manifest(directory: Path) -> list[Entry]:
             "a line of the manifest is no entry", where=str(directory / MANIFEST),
             do="`afterlog verify` tells which; restore the file from a backup",
         ) from error  # fmt: skip
+
+
+def digest_of(path: Path) -> tuple[int, str]:
+    """The length of a file and its SHA-256: what its entry must say."""
+    digest, size = hashlib.sha256(), 0
+    buffer = bytearray(_PIECE)
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(view[:count])
+            size += count
+    return size, digest.hexdigest()
 
 
 def archived_end(directory: Path) -> int:

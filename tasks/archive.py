@@ -10,7 +10,7 @@ from storage.archive import Archive
 from storage.backup import ARCHIVE_LOCK
 from storage.errors import CorruptLogError, LostDataError, Stopped
 from storage.locks import RunLock
-from storage.manifest import Entry, archived_end, name_of, note_archived, read_manifest, seal
+from storage.manifest import Entry, archived_end, digest_of, name_of, note_archived, read_manifest, seal
 from storage.segment import Segment, fsync_directory, list_segments
 from storage.steps import reached
 from storage.store import CLOCK, Store
@@ -155,6 +155,13 @@ class _Partition:
                     do=f"Remove {self._directory / 'archived'}: the next archive puts there whatever is missing",
                 ) from error  # fmt: skip
         reached("archive-checked")
+        found = digest_of(segment.path)
+        if found != (entry.length, entry.sha256):  # what it has beyond its entry the archive does not have
+            raise CorruptLogError(
+                "a sealed segment is not what was sealed; it stays here", where=str(segment.path),
+                found=f"{found[0]} bytes, SHA-256 {found[1]}", expected=f"{entry.length} bytes, SHA-256 {entry.sha256}",
+                do="`afterlog verify` tells more; the archive has what was sealed",
+            )  # fmt: skip
         segment.path.unlink()
         fsync_directory(self._directory)
         reached("archive-removed")

@@ -173,6 +173,23 @@ class TestRemoval:
         assert local(store) == there[1:]  # the first was good
         assert archive(store)["events/0"].removed == len(there) - 2
 
+    def test_a_segment_that_has_changed_since_it_was_archived_stays(self, make_store: MakeStore) -> None:
+        store = make_store(**SMALL)
+        self._appended(store)
+        archive(store)
+        assert process(store)[1] == {}
+        there = local(store)
+        path = store.directory("events", 0) / there[1]
+        data = path.read_bytes()
+        for other in (data + b"more\n", data[:-9], data.replace(b"UK", b"US")):
+            path.write_bytes(other)
+            with pytest.raises(CorruptLogError, match=r"is not what was sealed; it stays here; found \d+ bytes, SHA"):
+                archive(store)
+            assert path.read_bytes() == other
+        assert local(store) == there[1:]  # the first was good
+        path.write_bytes(data)
+        assert archive(store)["events/0"].removed == len(there) - 2
+
     def test_a_changed_segment_is_not_archived(self, make_store: MakeStore) -> None:
         store = make_store(**SMALL)
         self._appended(store)
