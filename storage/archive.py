@@ -41,7 +41,7 @@ class Archive:
         self._kept: OrderedDict[tuple[str, str], int] = OrderedDict()
 
     def put(self, directory: Path, entry: Entry) -> int:
-        """Have a segment in the archive, read back and compared; gives the object's size.
+        """Have a segment in the archive, durably, read back and compared; gives the object's size.
 
         Raises:
             CorruptLogError: the local file is not what its entry says, or the archive has another segment at its place.
@@ -49,7 +49,7 @@ class Archive:
         """
         name = object_name(directory, entry)
         try:
-            return self.check(directory, entry)
+            return self.prove(directory, entry)
         except (FileNotFoundError, Incomplete):
             pass  # never put, or what a kill has left
         draft = self.remote.drafts(name, self._cache)
@@ -58,6 +58,12 @@ class Archive:
         self.remote.put(draft, name)
         reached("archive-put")
         return self.check(directory, entry)
+
+    def prove(self, directory: Path, entry: Entry) -> int:
+        """`check`, and have the object survive a power loss: only after that may anything rely on it."""
+        size = self.check(directory, entry)
+        self.remote.sync(object_name(directory, entry))
+        return size
 
     def check(self, directory: Path, entry: Entry) -> int:
         """Read an object back and compare it with its entry; gives its size.

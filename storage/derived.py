@@ -17,6 +17,7 @@ from storage.segment import (
     create_segment,
     file_end,
     fsync_directory,
+    fsync_file,
     is_full,
     list_segments,
     make_directory,
@@ -82,7 +83,7 @@ class DerivedWriter:
             self._check_end(end, there)
             segments = list_segments(self.directory)
             if segments and there > end:
-                _fsync(segments[-1].path)  # the ones before it were made durable when they were sealed
+                fsync_file(segments[-1].path)  # the ones before it were made durable when they were sealed
                 fsync_directory(self.directory)
             return b"".join(self._bytes(end, there))
 
@@ -140,7 +141,7 @@ class DerivedWriter:
         whole_lines = at == newest.base + state.st_size and (at == newest.base or _ends_line(newest.path))
         full = is_full(state.st_size, state.st_mtime, now(), self.limit, self.daily)
         if data and whole_lines and (full or self._is_sealed(newest)):
-            _fsync(newest.path)  # a crash may have left its last bytes only in memory
+            fsync_file(newest.path)  # a crash may have left its last bytes only in memory
             newest = create_segment(self.directory, at)
         handle = os.open(newest.path, os.O_WRONLY | os.O_APPEND)
         try:
@@ -204,14 +205,6 @@ class DerivedWriter:
             expected=f"as given now {data[:80]!r}",
             do="Find what in the processor depends on more than its input; nothing was changed",
         )
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _ends_line(path: Path) -> bool:

@@ -16,7 +16,7 @@ import msgspec
 
 from storage.errors import AfterlogError, CorruptLogError
 from storage.locks import locked
-from storage.segment import Segment, fsync_directory, list_segments
+from storage.segment import Segment, fsync_directory, fsync_file, list_segments
 from storage.span import span_of
 
 MANIFEST, ARCHIVED = "manifest", "archived"
@@ -182,7 +182,7 @@ def place_before(directory: Path, millis: int) -> tuple[int, int]:
 
 
 def _add(handle: int, directory: Path, segment: Segment, last: Entry | None) -> Entry:
-    _fsync(segment.path)  # a segment that was rolled by hand may not be durable, and its entry must not outlive it
+    fsync_file(segment.path)  # a segment that was rolled by hand may not be durable, and its entry must not outlive it
     span = span_of(segment.path, last.last if last else 0)
     entry = Entry(segment.base, *span, last.hash if last else genesis(directory))
     os.pwrite(handle, entry.line() + b"\n", os.fstat(handle).st_size)
@@ -208,14 +208,6 @@ def _tail(handle: int, directory: Path) -> Entry | None:
 def _written(text: bytes) -> bytes:
     """What of a file's end was written: a power loss may have left NULs."""
     return text.partition(b"\0")[0]
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _read(path: Path) -> bytes:

@@ -148,7 +148,7 @@ class _Partition:
     def _remove_one(self, entry: Entry, segment: Segment) -> None:
         if entry.base not in self._checked:  # it was compared when it was put, which may be long ago
             try:
-                self._archive.check(self._directory, entry)
+                self._archive.prove(self._directory, entry)
             except FileNotFoundError as error:
                 raise CorruptLogError(
                     "a segment is gone from the archive; it stays here", where=f"{self._done.name}:{entry.base}",

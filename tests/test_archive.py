@@ -190,6 +190,26 @@ class TestRemoval:
         path.write_bytes(data)
         assert archive(store)["events/0"].removed == len(there) - 2
 
+    def test_an_object_that_is_found_is_made_durable_before_anybody_relies_on_it(
+        self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Who put it may have been killed between its name and the fsync of its folder."""
+        store = make_store(**SMALL)
+        self._appended(store)
+        archive(store)
+        assert process(store)[1] == {}
+        directory, fsync = store.directory("events", 0), os.fsync
+        first, *_, last = (store.home / "archive/events/0" / f"{name}.zst" for name in local(store)[:-1])
+        note_archived(directory, int(last.name[:20]))  # killed before it was noted
+        done: list[Path] = []
+        monkeypatch.setattr(os, "fsync", lambda fd: done.append(Path(f"/proc/self/fd/{fd}").readlink()) or fsync(fd))
+        assert archive(store)["events/0"].removed > 1
+        above = list(first.parents)[:4]
+        assert above[3] == store.home
+        noted, gone = done.index(directory / ".archived.new"), len(done) - done[::-1].index(directory)
+        assert {last, *above} <= set(done[:noted])
+        assert first in done[noted:gone]
+
     def test_a_changed_segment_is_not_archived(self, make_store: MakeStore) -> None:
         store = make_store(**SMALL)
         self._appended(store)
