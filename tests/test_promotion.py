@@ -27,6 +27,7 @@ from tasks.replay import drop_replay, run_replay, start
 from tasks.replay_plan import Request
 from tasks.run import Run
 from tasks.topology import build_topology
+from tasks.verify import verify_all
 from tasks.verify_derived import report, verify_derived
 from tests.conftest import afterlog, log_bytes
 from tests.helpers import copy_raw_logs, process, rows_of
@@ -87,6 +88,23 @@ def test_promoted_it_is_what_it_would_have_been_and_goes_on_as_that(make_store: 
     check_verified(store)
     with pytest.raises(ConflictError, match="is live"):
         drop_replay(store, "longer", "test")
+
+
+def test_a_generation_that_was_longer_than_the_first_is_no_cut_of_the_first(store: Store) -> None:
+    """Checkpoints stand in the longer one, and `verify` must not hold the shorter one against them."""
+    write(store, *[line(n % 6, n * 4) for n in range(12)], as_of=440)
+    generation = replayed(store, settings={"timeout": "10m"}, name="shorter pauses")
+    promote(store, build_topology(store.settings), "shorter pauses", "test")
+    first, second = (store.reader("baskets", 0, each).end() for each in (1, generation))
+    assert first < second
+    assert max(each.offset for each in positions(store) if each.log == "baskets") == second
+    assert verify_all(store, store.settings)[1] == []
+    path = store.directory("baskets", 0, generation) / f"{0:020d}.jsonl"
+    path.write_bytes(path.read_bytes()[:-9])
+    [problem] = verify_all(store, store.settings)[1]
+    assert problem.startswith(
+        f"baskets@{generation}/0:{second - 9}: the log was cut: it ends there, and up to {second}"
+    )
 
 
 def test_rolled_back_it_is_what_it_was_and_can_be_promoted_again(store: Store) -> None:
