@@ -57,6 +57,18 @@ class Remote:
         with self._in_a_sentence(), self._filesystem().open(f"{self._root}/{name}", "rb") as file:
             yield file
 
+    def exists(self, name: str) -> bool:
+        """Whether there is an object of this name.
+
+        Raises:
+            AfterlogError: the place refused.
+        """
+        folder = self.folder
+        with self._in_a_sentence(missing=False):
+            if folder is not None:
+                return (folder / name).exists()
+            return bool(self._filesystem().exists(f"{self._root_of()}/{name}"))
+
     def put(self, draft: Path, name: str) -> None:
         """Have the file `draft` there under `name`, durably; the draft is gone after that. All of it or nothing is seen.
 

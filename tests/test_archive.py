@@ -16,12 +16,13 @@ import zstandard
 
 from benchmarks.crash_archive import SMALL as crash_settings
 from benchmarks.crash_archive import Archiving
-from deployments import cli_logs
+from deployments import cli_backup, cli_logs
 from storage.archive import Archive
-from storage.backup import make_backup
+from storage.backup import ARCHIVE_LOCK, make_backup
 from storage.derived import DerivedWriter
 from storage.door import append_lines
-from storage.errors import AfterlogError, CorruptLogError, LostDataError, NondeterminismError
+from storage.errors import AfterlogError, CorruptLogError, LostDataError, NondeterminismError, UsageError
+from storage.locks import RunLock
 from storage.manifest import archived_end, note_archived, read_manifest
 from storage.restore import restore_database, restore_logs
 from storage.segment import list_segments
@@ -398,6 +399,45 @@ class TestBackup:
         assert process(fresh)[1] == {}
         assert {log: whole(fresh, log) for log in logs} == logs
         assert archive(fresh)["events/0"].put == 0
+
+    def test_a_backup_says_what_only_the_archive_has_and_a_restore_what_it_has_no_more(
+        self, make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        store, away = make_store(**SMALL), tmp_path / "moved"
+        for n in range(10):
+            processed(store, tax(n))
+        monkeypatch.setenv("AFTERLOG_HOME", str(store.home))
+        cli_backup.backup(tmp_path / "without")
+        assert "archive" not in capsys.readouterr().err
+        archive(store)
+        size = sum(min(map(int, (path.stem for path in part.glob("*.jsonl"))), default=0) for part in store.folders())
+        assert size > 1000
+        cli_backup.backup(tmp_path / "backup")
+        assert f"{size} bytes of the logs are only in the archive, {store.home}/archive, and" in capsys.readouterr().err
+        (store.home / "archive").rename(away)
+        monkeypatch.setenv("AFTERLOG_HOME", str(tmp_path / "fresh"))
+        monkeypatch.setenv("AFTERLOG_ARCHIVE_URL", str(away))
+        cli_backup.restore(tmp_path / "backup")
+        assert "archive" not in capsys.readouterr().err
+        name = f"events/0/{0:020d}.jsonl.zst"
+        (away / name).unlink()
+        cli_backup.restore()
+        [told] = [line for line in capsys.readouterr().err.splitlines() if "archive" in line]
+        assert re.fullmatch(
+            rf"events/0, offsets 0 to \d+: the segment is neither here nor in the archive, {away / name}", told
+        )
+
+    def test_nothing_is_put_back_while_an_archive_is_at_work(
+        self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = make_store()
+        monkeypatch.setenv("AFTERLOG_HOME", str(store.home))
+        held = RunLock(store.lock_path(ARCHIVE_LOCK), "a test")
+        assert held.try_acquire()
+        with pytest.raises(UsageError, match="archive or backup is at work: a test"):
+            cli_backup.restore()
+        held.release()
+        cli_backup.restore()
 
 
 TABLES = ("customer", "item", "orders", "order_line", "basket_line")
