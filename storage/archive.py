@@ -13,6 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import zstandard
 
@@ -158,23 +159,38 @@ class Archive:
         Raises:
             CorruptLogError: the file is not what its entry says; it must not take the place of what was sealed.
         """
-        path, digest = segment_path(directory, entry.base), hashlib.sha256()
-        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "wb") as target, path.open("rb") as source:
-            compressor = zstandard.ZstdCompressor(LEVEL, write_checksum=True)
-            with compressor.stream_writer(target, size=source.seek(0, os.SEEK_END), closefd=False) as writer:
-                source.seek(0)
-                while piece := source.read(_PIECE):
-                    digest.update(piece)
-                    writer.write(piece)
-            target.flush()
-            os.fsync(target.fileno())
-        if digest.hexdigest() != entry.sha256:
+        path = segment_path(directory, entry.base)
+        with path.open("rb") as source:
+            try:
+                found = _compressed(source, draft)
+            except OSError as error:
+                draft.unlink(missing_ok=True)
+                raise AfterlogError(
+                    f"cannot compress a segment: {error.strerror}", where=str(draft),
+                    do="Nothing local was removed; make room there, or check the disk",
+                ) from error  # fmt: skip
+        if found != entry.sha256:
             draft.unlink()
             raise CorruptLogError(
-                "a sealed segment was changed; it is not archived", where=str(path), found=f"SHA-256 {digest.hexdigest()}",
+                "a sealed segment was changed; it is not archived", where=str(path), found=f"SHA-256 {found}",
                 expected=entry.sha256, do="`afterlog verify` tells more; put it back from a backup",
             )  # fmt: skip
+
+
+def _compressed(source: BinaryIO, draft: Path) -> str:
+    """Compress a file into `draft`, durably; gives the SHA-256 of what was read."""
+    digest = hashlib.sha256()
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "wb") as target:
+        compressor = zstandard.ZstdCompressor(LEVEL, write_checksum=True)
+        with compressor.stream_writer(target, size=source.seek(0, os.SEEK_END), closefd=False) as writer:
+            source.seek(0)
+            while piece := source.read(_PIECE):
+                digest.update(piece)
+                writer.write(piece)
+        target.flush()
+        os.fsync(target.fileno())
+    return digest.hexdigest()
 
 
 def object_name(directory: Path, entry: Entry) -> str:
