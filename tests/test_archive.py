@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import resource
 import signal
 import threading
 from collections.abc import Callable
@@ -239,6 +240,40 @@ class TestRemoval:
         elsewhere = make_store("other", archive_url=str(store.home / "archive"), **SMALL)
         with pytest.raises(CorruptLogError, match="the archive has another segment than the manifest says"):
             archive(elsewhere)
+
+    def test_a_partition_that_fails_keeps_no_other_one_back(self, make_store: MakeStore) -> None:
+        store = make_store(**SMALL)
+        self._appended(store)
+        for n in range(20):
+            processed(store, tax(n))
+        path = store.directory("events", 0) / local(store)[0]
+        path.write_bytes(path.read_bytes().replace(b"UK", b"US"))
+        with pytest.raises(CorruptLogError, match="a sealed segment was changed; it is not archived"):
+            archive(store)
+        others = [store.directory(log, 0) for log in ("clock", "reactions")]  # one before it, one after it
+        assert all(archived_end(directory) > 0 for directory in others)
+        place = store.home / "archive/reactions/0" / f"{0:020d}.jsonl.zst"
+        place.write_bytes(_frame(b"another one\n"))
+        (store.directory("reactions", 0) / "archived").unlink()
+        with pytest.raises(AfterlogError, match=r"it is not archived.*; .*the archive has another segment"):
+            archive(store)
+
+    def test_a_full_disk_is_told_in_a_sentence(self, make_store: MakeStore) -> None:
+        store = make_store(**SMALL)
+        self._appended(store)
+        directory = store.directory("events", 0)
+        [entry, *_] = read_manifest(directory)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))  # no file may be longer
+        try:
+            with pytest.raises(
+                AfterlogError, match=r"archive/events/0/0{20}.jsonl.zst.part: cannot compress a segment: "
+            ):
+                store.archive.put(directory, entry)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert list((store.home / "archive/events/0").iterdir()) == []
+        assert store.archive.put(directory, entry) > 20
 
 
 def _frame(data: bytes) -> bytes:
