@@ -18,7 +18,7 @@ from typing import BinaryIO
 import zstandard
 
 from storage.errors import AfterlogError, CorruptLogError, LostDataError
-from storage.manifest import Entry, name_of
+from storage.manifest import Entry, name_of, read_manifest
 from storage.remote import Remote
 from storage.segment import make_directory, segment_path
 from storage.steps import reached
@@ -108,6 +108,15 @@ class Archive:
                 do="Compare the two; where the log was put back older, the archive has what it lost. Move one of them away",
             )  # fmt: skip
         return total
+
+    def remove(self, directory: Path) -> None:
+        """Drop the objects of a partition that is dropped, whatever of them is there; nobody must be able to read it any more.
+
+        Raises:
+            AfterlogError: the place refused.
+        """
+        for entry in read_manifest(directory):
+            self.remote.remove(object_name(directory, entry))
 
     def open(self, directory: Path, entry: Entry) -> int:
         """A descriptor of a file without a name that holds the raw bytes of an archived segment; the caller closes it.

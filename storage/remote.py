@@ -88,6 +88,19 @@ class Remote:
             self._filesystem().put_file(str(draft), path)
             draft.unlink()
 
+    def remove(self, name: str) -> None:
+        """Drop an object, where there is one.
+
+        Raises:
+            AfterlogError: the place refused.
+        """
+        folder = self.folder
+        with self._in_a_sentence(missing=False), suppress(FileNotFoundError):
+            if folder is not None:
+                (folder / name).unlink()
+            elif self.exists(name):
+                self._filesystem().rm_file(f"{self._root_of()}/{name}")
+
     def sync(self, name: str) -> None:
         """Make an object that is there survive a power loss: who put it may have died before it, or a name above it, was.
 
