@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deployments.console import say, show_table
-from storage.backup import make_backup
+from storage.away import bytes_away, objects_missing
+from storage.backup import ARCHIVE_LOCK, make_backup
 from storage.errors import UsageError
 from storage.locks import RunLock
 from storage.restore import mark_restored, read_label, restore_database, restore_logs
@@ -16,6 +17,8 @@ from storage.settings import load_settings
 from storage.store import Store
 from storage.times import show
 from tasks.topology import DELIVER, Topology, build_topology
+
+_SHOWN = 20
 
 
 def backup(folder: Path) -> None:
@@ -25,9 +28,15 @@ def backup(folder: Path) -> None:
         folder: a folder that is new or empty.
     """
     settings = load_settings()
-    copied = make_backup(Store(settings), build_topology(settings).derived_logs(), folder)
+    store = Store(settings)
+    copied = make_backup(store, build_topology(settings).derived_logs(), folder)
     show_table("Backup", ("log", "bytes"), sorted(copied.items()))
     say(f"backup written to {folder}")
+    if away := bytes_away(folder):
+        say(
+            f"{away} bytes of the logs are only in the archive, {store.archive.remote.shown}, and not in this backup: "
+            "keep that for as long as this"
+        )
 
 
 def restore(folder: Path | None = None) -> None:
@@ -47,6 +56,11 @@ def restore(folder: Path | None = None) -> None:
                 say(f"{name} was put back")
             doubtful = restore_database(store, folder, topology.derived_logs())
             say(f"the database is that of {show(label['at'])}")
+        missing = objects_missing(store)
+    for sentence in missing[:_SHOWN]:
+        say(sentence)
+    if missing[_SHOWN:]:
+        say(f"and {len(missing) - _SHOWN} more")
     say(
         f"{doubtful} mails in the queue may have been sent since: those of which the log `deliveries` does not know are UNKNOWN"
     )
@@ -57,8 +71,9 @@ def _alone(store: Store, topology: Topology) -> Iterator[None]:
     """Hold every lock, so that nobody works on what is being replaced."""
     held: list[RunLock] = []
     try:
-        for name in (*topology.processors, DELIVER):
-            lock = RunLock(store.lock_path(f"{name}.lock"), f"afterlog restore, process {os.getpid()}")
+        locks = {name: f"{name}.lock" for name in (*topology.processors, DELIVER)} | {"archive or backup": ARCHIVE_LOCK}
+        for name, file in locks.items():
+            lock = RunLock(store.lock_path(file), f"afterlog restore, process {os.getpid()}")
             if not lock.try_acquire():
                 raise UsageError(f"{name} is at work: {lock.held_by()}", do="Stop `afterlog up` and every run first")
             held.append(lock)

@@ -13,11 +13,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import zstandard
 
 from storage.errors import AfterlogError, CorruptLogError, LostDataError
-from storage.manifest import Entry, name_of
+from storage.manifest import Entry, name_of, read_manifest
 from storage.remote import Remote
 from storage.segment import make_directory, segment_path
 from storage.steps import reached
@@ -41,7 +42,7 @@ class Archive:
         self._kept: OrderedDict[tuple[str, str], int] = OrderedDict()
 
     def put(self, directory: Path, entry: Entry) -> int:
-        """Have a segment in the archive, read back and compared; gives the object's size.
+        """Have a segment in the archive, durably, read back and compared; gives the object's size.
 
         Raises:
             CorruptLogError: the local file is not what its entry says, or the archive has another segment at its place.
@@ -49,7 +50,7 @@ class Archive:
         """
         name = object_name(directory, entry)
         try:
-            return self.check(directory, entry)
+            return self.prove(directory, entry)
         except (FileNotFoundError, Incomplete):
             pass  # never put, or what a kill has left
         draft = self.remote.drafts(name, self._cache)
@@ -58,6 +59,12 @@ class Archive:
         self.remote.put(draft, name)
         reached("archive-put")
         return self.check(directory, entry)
+
+    def prove(self, directory: Path, entry: Entry) -> int:
+        """`check`, and have the object survive a power loss: only after that may anything rely on it."""
+        size = self.check(directory, entry)
+        self.remote.sync(object_name(directory, entry))
+        return size
 
     def check(self, directory: Path, entry: Entry) -> int:
         """Read an object back and compare it with its entry; gives its size.
@@ -101,6 +108,15 @@ class Archive:
                 do="Compare the two; where the log was put back older, the archive has what it lost. Move one of them away",
             )  # fmt: skip
         return total
+
+    def remove(self, directory: Path) -> None:
+        """Drop the objects of a partition that is dropped, whatever of them is there; nobody must be able to read it any more.
+
+        Raises:
+            AfterlogError: the place refused.
+        """
+        for entry in read_manifest(directory):
+            self.remote.remove(object_name(directory, entry))
 
     def open(self, directory: Path, entry: Entry) -> int:
         """A descriptor of a file without a name that holds the raw bytes of an archived segment; the caller closes it.
@@ -152,23 +168,38 @@ class Archive:
         Raises:
             CorruptLogError: the file is not what its entry says; it must not take the place of what was sealed.
         """
-        path, digest = segment_path(directory, entry.base), hashlib.sha256()
-        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "wb") as target, path.open("rb") as source:
-            compressor = zstandard.ZstdCompressor(LEVEL, write_checksum=True)
-            with compressor.stream_writer(target, size=source.seek(0, os.SEEK_END), closefd=False) as writer:
-                source.seek(0)
-                while piece := source.read(_PIECE):
-                    digest.update(piece)
-                    writer.write(piece)
-            target.flush()
-            os.fsync(target.fileno())
-        if digest.hexdigest() != entry.sha256:
+        path = segment_path(directory, entry.base)
+        with path.open("rb") as source:
+            try:
+                found = _compressed(source, draft)
+            except OSError as error:
+                draft.unlink(missing_ok=True)
+                raise AfterlogError(
+                    f"cannot compress a segment: {error.strerror}", where=str(draft),
+                    do="Nothing local was removed; make room there, or check the disk",
+                ) from error  # fmt: skip
+        if found != entry.sha256:
             draft.unlink()
             raise CorruptLogError(
-                "a sealed segment was changed; it is not archived", where=str(path), found=f"SHA-256 {digest.hexdigest()}",
+                "a sealed segment was changed; it is not archived", where=str(path), found=f"SHA-256 {found}",
                 expected=entry.sha256, do="`afterlog verify` tells more; put it back from a backup",
             )  # fmt: skip
+
+
+def _compressed(source: BinaryIO, draft: Path) -> str:
+    """Compress a file into `draft`, durably; gives the SHA-256 of what was read."""
+    digest = hashlib.sha256()
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "wb") as target:
+        compressor = zstandard.ZstdCompressor(LEVEL, write_checksum=True)
+        with compressor.stream_writer(target, size=source.seek(0, os.SEEK_END), closefd=False) as writer:
+            source.seek(0)
+            while piece := source.read(_PIECE):
+                digest.update(piece)
+                writer.write(piece)
+        target.flush()
+        os.fsync(target.fileno())
+    return digest.hexdigest()
 
 
 def object_name(directory: Path, entry: Entry) -> str:

@@ -21,7 +21,7 @@ from storage.errors import UsageError
 from storage.locks import locked
 from storage.manifest import MANIFEST, archived_end, note_archived, read_manifest
 from storage.schema import HEAD
-from storage.segment import fsync_directory, list_segments, make_directory, segment_path
+from storage.segment import fsync_directory, fsync_file, list_segments, make_directory, segment_path
 from storage.store import CLOCK, Store
 from storage.times import now
 
@@ -127,7 +127,7 @@ def copy_segments(source: Path, target: Path, end: int) -> None:
         if archived := min(archived_end(source), sealed[-1].end):
             note_archived(target, archived)
     for segment in list_segments(source):
-        if segment.base < end or segment.base == 0:
+        if segment.base <= end:  # also an empty one: without it the sealed one before it would grow
             copy_file(segment.path, segment_path(target, segment.base), end - segment.base)
     fsync_directory(target)
 
@@ -173,9 +173,5 @@ def _write_file(path: Path, data: bytes) -> None:
 
 
 def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    fsync_file(path)
     fsync_directory(path.parent)

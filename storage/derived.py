@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 from storage.append import LOCK
 from storage.errors import AfterlogError, LostDataError, NondeterminismError
 from storage.locks import locked
-from storage.manifest import read_manifest
+from storage.manifest import archived_end, read_manifest
 from storage.reader import PartitionReader
 from storage.segment import (
+    Segment,
     create_segment,
     file_end,
     fsync_directory,
+    fsync_file,
     is_full,
     list_segments,
     make_directory,
@@ -34,6 +36,7 @@ class DerivedWriter:
         self, directory: Path, name: str, *, limit: int, daily: bool, archive: Callable[[], Archive] | None = None
     ) -> None:
         self.directory, self.name, self.limit, self.daily, self._archive = directory, name, limit, daily, archive
+        self._growing: Path | None = None  # the newest segment, once it was seen that it is not sealed
         make_directory(directory)
 
     def extend(self, end: int, data: bytes, *, may_differ: bool, durable: bool = True) -> str:
@@ -49,7 +52,7 @@ class DerivedWriter:
             LostDataError: the files end before `end`.
         """
         with locked(self.directory / LOCK):
-            there = file_end(self.directory)
+            there = self._there()
             self._check_end(end, there)
             same, left = self._common(end, data, there), there - end
             kept = left
@@ -76,11 +79,11 @@ class DerivedWriter:
     def tail(self, end: int) -> bytes:
         """What lies beyond the committed end, made durable: whoever wrote it may have died before it was."""
         with locked(self.directory / LOCK):
-            there = file_end(self.directory)
+            there = self._there()
             self._check_end(end, there)
             segments = list_segments(self.directory)
-            if there > end:
-                _fsync(segments[-1].path)  # the ones before it were made durable when they were sealed
+            if segments and there > end:
+                fsync_file(segments[-1].path)  # the ones before it were made durable when they were sealed
                 fsync_directory(self.directory)
             return b"".join(self._bytes(end, there))
 
@@ -88,6 +91,25 @@ class DerivedWriter:
         """Drop what lies beyond `end`; for bytes that nobody was ever told of."""
         with locked(self.directory / LOCK):
             self._cut(end)
+
+    def _there(self) -> int:
+        """The offset after the last byte; where no file is here, the archive has everything before it.
+
+        Raises:
+            LostDataError: no file is here, and not all that was sealed is in the archive.
+        """
+        if list_segments(self.directory):
+            return file_end(self.directory)
+        end, sealed = archived_end(self.directory), read_manifest(self.directory)
+        if sealed and sealed[-1].end > end:
+            raise LostDataError(
+                "sealed segments of a derived log are neither here nor in the archive",
+                where=f"{self.name} in {self.directory}",
+                found=f"archived up to {end}",
+                expected=f"up to {sealed[-1].end}",
+                do="Put the partition's files back from a backup",
+            )
+        return end
 
     def _check_end(self, end: int, there: int) -> None:
         if there < end:
@@ -114,11 +136,12 @@ class DerivedWriter:
 
     def _write(self, at: int, data: bytes, *, durable: bool) -> None:
         segments = list_segments(self.directory)
-        newest = segments[-1] if segments else create_segment(self.directory, 0)
+        newest = segments[-1] if segments else create_segment(self.directory, self._there())
         state = newest.path.stat()
         whole_lines = at == newest.base + state.st_size and (at == newest.base or _ends_line(newest.path))
-        if data and whole_lines and is_full(state.st_size, state.st_mtime, now(), self.limit, self.daily):
-            _fsync(newest.path)  # a crash may have left its last bytes only in memory
+        full = is_full(state.st_size, state.st_mtime, now(), self.limit, self.daily)
+        if data and whole_lines and (full or self._is_sealed(newest)):
+            fsync_file(newest.path)  # a crash may have left its last bytes only in memory
             newest = create_segment(self.directory, at)
         handle = os.open(newest.path, os.O_WRONLY | os.O_APPEND)
         try:
@@ -132,6 +155,16 @@ class DerivedWriter:
                 reached("derived-synced")
         finally:
             os.close(handle)
+
+    def _is_sealed(self, newest: Segment) -> bool:
+        """Whether the newest segment is sealed all the same, since the one after it has gone: it must not grow."""
+        if newest.path == self._growing:
+            return False
+        sealed = read_manifest(self.directory)
+        if sealed and sealed[-1].base >= newest.base:
+            return True
+        self._growing = newest.path
+        return False
 
     def _bytes(self, start: int, end: int) -> Iterator[bytes]:
         """What is there, in pieces, wherever it lies."""
@@ -150,9 +183,10 @@ class DerivedWriter:
                 do="Restore a newer database, or run with the code and settings of then until it is past them",
             )  # fmt: skip
         for segment in reversed(list_segments(self.directory)):
-            if segment.base >= end and segment.base > 0:
+            if segment.base > end:
                 segment.path.unlink()
                 continue
+            # One that begins at `end` stays, empty: without it the sealed one before it would be the newest, and grow.
             handle = os.open(segment.path, os.O_WRONLY)
             try:
                 os.ftruncate(handle, end - segment.base)
@@ -163,7 +197,7 @@ class DerivedWriter:
         fsync_directory(self.directory)
 
     def _difference(self, at: int, data: bytes) -> NondeterminismError:
-        found = b"".join(self._bytes(at, min(at + 80, file_end(self.directory))))
+        found = b"".join(self._bytes(at, min(at + 80, self._there())))
         return NondeterminismError(
             "the processor gave other bytes than before, for the same input, code and settings",
             where=f"{self.name}:{at}",
@@ -171,14 +205,6 @@ class DerivedWriter:
             expected=f"as given now {data[:80]!r}",
             do="Find what in the processor depends on more than its input; nothing was changed",
         )
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _ends_line(path: Path) -> bool:

@@ -9,9 +9,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from storage.backup import ARCHIVE_LOCK
 from storage.commit import Position
 from storage.database import Database
 from storage.errors import ConflictError, UsageError
+from storage.locks import locked
+from storage.manifest import archived_end
 from storage.segment import fsync_directory
 from storage.steps import reached
 from storage.store import Store
@@ -93,10 +96,11 @@ def read_ends(database: Database, logs: Mapping[str, int]) -> tuple[list[Positio
 
 
 def discard(store: Store, generation: int) -> None:
-    """Drop everything that a replay made. What a crash leaves of it is dropped when this is called again.
+    """Drop everything that a replay made, also in the archive. What a crash leaves of it is dropped when called again.
 
     Raises:
         ConflictError: the generation is live.
+        AfterlogError: the archive refused.
     """
     database = store.database
     with database.write() as connection:
@@ -111,9 +115,12 @@ def discard(store: Store, generation: int) -> None:
         checkpoints = list(connection.scalars(sa.select(_CHECKPOINT.c.id).where(mine)))
     for checkpoint in checkpoints:
         _drop_state(database, checkpoint)
-    for path in (store.home / "logs").glob(f"*@{generation}"):
-        shutil.rmtree(path)
-    fsync_directory(store.home / "logs")
+    with locked(store.lock_path(ARCHIVE_LOCK)):  # no segment comes into the archive meanwhile
+        for path in (store.home / "logs").glob(f"*@{generation}"):
+            for directory in filter(archived_end, path.glob("[0-9]*")):
+                store.archive.remove(directory)
+            shutil.rmtree(path)
+        fsync_directory(store.home / "logs")
     with database.write() as connection:
         connection.execute(sa.delete(_END).where(_END.c.generation == generation))
         connection.execute(sa.delete(_WRITTEN).where(_WRITTEN.c.generation == generation))

@@ -16,11 +16,12 @@ import msgspec
 
 from storage.errors import AfterlogError, CorruptLogError
 from storage.locks import locked
-from storage.segment import Segment, fsync_directory, list_segments
+from storage.segment import Segment, fsync_directory, fsync_file, list_segments
 from storage.span import span_of
 
 MANIFEST, ARCHIVED = "manifest", "archived"
 _LONGEST_LINE = 4096
+_PIECE = 1 << 20
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
@@ -85,6 +86,18 @@ def read_manifest(directory: Path) -> list[Entry]:
             "a line of the manifest is no entry", where=str(directory / MANIFEST),
             do="`afterlog verify` tells which; restore the file from a backup",
         ) from error  # fmt: skip
+
+
+def digest_of(path: Path) -> tuple[int, str]:
+    """The length of a file and its SHA-256: what its entry must say."""
+    digest, size = hashlib.sha256(), 0
+    buffer = bytearray(_PIECE)
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(view[:count])
+            size += count
+    return size, digest.hexdigest()
 
 
 def archived_end(directory: Path) -> int:
@@ -169,7 +182,7 @@ def place_before(directory: Path, millis: int) -> tuple[int, int]:
 
 
 def _add(handle: int, directory: Path, segment: Segment, last: Entry | None) -> Entry:
-    _fsync(segment.path)  # a segment that was rolled by hand may not be durable, and its entry must not outlive it
+    fsync_file(segment.path)  # a segment that was rolled by hand may not be durable, and its entry must not outlive it
     span = span_of(segment.path, last.last if last else 0)
     entry = Entry(segment.base, *span, last.hash if last else genesis(directory))
     os.pwrite(handle, entry.line() + b"\n", os.fstat(handle).st_size)
@@ -195,14 +208,6 @@ def _tail(handle: int, directory: Path) -> Entry | None:
 def _written(text: bytes) -> bytes:
     """What of a file's end was written: a power loss may have left NULs."""
     return text.partition(b"\0")[0]
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _read(path: Path) -> bytes:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote
 
 from storage.errors import AfterlogError, UsageError
-from storage.segment import fsync_directory, make_directory
+from storage.segment import fsync_directory, fsync_file, make_directory
 
 _USER = re.compile(r"(?<=://)[^/]*@")
 _BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss", "r2"})
@@ -62,6 +62,18 @@ class Remote:
         with self._in_a_sentence(), self._filesystem().open(f"{self._root}/{name}", "rb") as file:
             yield file
 
+    def exists(self, name: str) -> bool:
+        """Whether there is an object of this name.
+
+        Raises:
+            AfterlogError: the place refused.
+        """
+        folder = self.folder
+        with self._in_a_sentence(missing=False):
+            if folder is not None:
+                return (folder / name).exists()
+            return bool(self._filesystem().exists(f"{self._root_of()}/{name}"))
+
     def put(self, draft: Path, name: str) -> None:
         """Have the file `draft` there under `name`, durably; the draft is gone after that. All of it or nothing is seen.
 
@@ -73,13 +85,44 @@ class Remote:
             if folder is not None:
                 make_directory((folder / name).parent)
                 draft.rename(folder / name)
-                fsync_directory((folder / name).parent)
+                self.sync(name)
                 return
             path = f"{self._root_of()}/{name}"
             if self._url.partition("://")[0] not in _BUCKETS:
                 self._filesystem().makedirs(path.rpartition("/")[0], exist_ok=True)
             self._filesystem().put_file(str(draft), path)
             draft.unlink()
+
+    def remove(self, name: str) -> None:
+        """Drop an object, where there is one.
+
+        Raises:
+            AfterlogError: the place refused.
+        """
+        folder = self.folder
+        with self._in_a_sentence(missing=False), suppress(FileNotFoundError):
+            if folder is not None:
+                (folder / name).unlink()
+            elif self.exists(name):
+                self._filesystem().rm_file(f"{self._root_of()}/{name}")
+
+    def sync(self, name: str) -> None:
+        """Make an object that is there survive a power loss: who put it may have died before it, or a name above it, was.
+
+        Raises:
+            AfterlogError: the place refused.
+        """
+        folder = self.folder
+        if folder is None:
+            return  # there an object is durable once it is seen
+        with self._in_a_sentence(missing=False):
+            fsync_file(folder / name)
+            for above in (folder / name).parents:
+                if above == folder.parent:
+                    break
+                fsync_directory(above)
+            with suppress(PermissionError):  # in a folder that we may not read we have made nothing
+                fsync_directory(folder.parent)
 
     def drafts(self, name: str, otherwise: Path) -> Path:
         """Where a draft of an object is to be written: on the same file system where that can be told."""

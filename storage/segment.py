@@ -93,6 +93,15 @@ def fsync_directory(directory: Path) -> None:
         os.close(handle)
 
 
+def fsync_file(path: Path) -> None:
+    """Make the bytes of a file survive a power loss, whoever wrote them."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def make_directory(directory: Path) -> None:
     """Make a directory and its parents, for their owner only, each name made durable before one is made in it."""
     if directory.is_dir():

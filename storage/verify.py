@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,10 +10,8 @@ from pathlib import Path
 
 from storage.archive import Archive
 from storage.errors import AfterlogError
-from storage.manifest import ARCHIVED, MANIFEST, Entry, archived_end, genesis, name_of, parse_entry, seal
+from storage.manifest import ARCHIVED, MANIFEST, Entry, archived_end, digest_of, genesis, name_of, parse_entry, seal
 from storage.segment import Segment, list_segments
-
-_PIECE = 1 << 20
 
 
 @dataclass
@@ -123,7 +120,7 @@ def missing_heads(heads: Sequence[str], found: Sequence[Verified]) -> list[str]:
 def _check_file(segment: Segment, entry: Entry, entries: Sequence[Entry]) -> str:
     """What is wrong with a sealed file; nothing where it is as it was."""
     try:
-        size, digest = _hash(segment.path)
+        size, digest = digest_of(segment.path)
     except FileNotFoundError:  # it has gone to the archive since it was listed, where it is checked too
         return ""
     if size < entry.length:
@@ -136,17 +133,6 @@ def _check_file(segment: Segment, entry: Entry, entries: Sequence[Entry]) -> str
     if size > entry.length:
         return f"{segment.path} has grown: {size} bytes, expected {entry.length}"
     return f"{segment.path} was changed: SHA-256 {digest}, expected {entry.sha256}"
-
-
-def _hash(path: Path) -> tuple[int, str]:
-    digest, size = hashlib.sha256(), 0
-    buffer = bytearray(_PIECE)
-    view = memoryview(buffer)
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(view[:count])
-            size += count
-    return size, digest.hexdigest()
 
 
 def _loose_ends(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from storage.archive import Archive
 from storage.backup import ARCHIVE_LOCK
-from storage.errors import CorruptLogError, LostDataError, Stopped
+from storage.errors import AfterlogError, CorruptLogError, LostDataError, Stopped
 from storage.locks import RunLock
-from storage.manifest import Entry, archived_end, name_of, note_archived, read_manifest, seal
+from storage.manifest import Entry, archived_end, digest_of, name_of, note_archived, read_manifest, seal
 from storage.segment import Segment, fsync_directory, list_segments
 from storage.steps import reached
 from storage.store import CLOCK, Store
@@ -39,18 +40,40 @@ class Archived:
 def archive_all(store: Store, topology: Topology, holder: str, stop: threading.Event | None = None) -> list[Archived]:
     """Archive every partition of every log; waits while another archive or a backup is at work. Gives what was done.
 
+    A partition that fails keeps no other one back; nothing is removed that is not proved to be in the archive.
+
     Raises:
         Stopped: `stop` was set; what was done stands.
-        CorruptLogError: a sealed segment was changed, here or in the archive; nothing is removed that is not proved to be there.
-        AfterlogError: the archive refused.
+        CorruptLogError: a sealed segment was changed, here or in the archive.
+        AfterlogError: the archive refused, or several partitions failed: a sentence for each.
     """
     stop = stop or threading.Event()
     lock, bounds = RunLock(store.lock_path(ARCHIVE_LOCK), holder), _Bounds(store, topology)
     lock.acquire(stop)
     try:
-        return [_Partition(store, bounds, directory, stop).archive() for directory in store.folders()]
+        return _each(store.folders(), lambda directory: _Partition(store, bounds, directory, stop).archive())
     finally:
         lock.release()
+
+
+def _each(directories: list[Path], work: Callable[[Path], Archived]) -> list[Archived]:
+    """Do the work for every partition, also after it failed for some; what failed is raised at the end."""
+    done, failed = [], []
+    for directory in directories:
+        try:
+            done.append(work(directory))
+        except Stopped:
+            raise
+        except (AfterlogError, OSError) as error:
+            failed.append(error)
+            if [str(each) for each in failed].count(str(error)) > 1:
+                break  # the place itself refuses: the others would fare no better
+    if not failed:
+        return done
+    if len(failed) == 1:
+        raise failed[0]
+    sentences = list(dict.fromkeys(map(str, failed)))
+    raise AfterlogError("; ".join(sentences)) from failed[0]
 
 
 def committed_end(store: Store, topology: Topology, directory: Path) -> int | None:
@@ -148,13 +171,20 @@ class _Partition:
     def _remove_one(self, entry: Entry, segment: Segment) -> None:
         if entry.base not in self._checked:  # it was compared when it was put, which may be long ago
             try:
-                self._archive.check(self._directory, entry)
+                self._archive.prove(self._directory, entry)
             except FileNotFoundError as error:
                 raise CorruptLogError(
                     "a segment is gone from the archive; it stays here", where=f"{self._done.name}:{entry.base}",
                     do=f"Remove {self._directory / 'archived'}: the next archive puts there whatever is missing",
                 ) from error  # fmt: skip
         reached("archive-checked")
+        found = digest_of(segment.path)
+        if found != (entry.length, entry.sha256):  # what it has beyond its entry the archive does not have
+            raise CorruptLogError(
+                "a sealed segment is not what was sealed; it stays here", where=str(segment.path),
+                found=f"{found[0]} bytes, SHA-256 {found[1]}", expected=f"{entry.length} bytes, SHA-256 {entry.sha256}",
+                do="`afterlog verify` tells more; the archive has what was sealed",
+            )  # fmt: skip
         segment.path.unlink()
         fsync_directory(self._directory)
         reached("archive-removed")

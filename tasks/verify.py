@@ -22,8 +22,9 @@ def verify_all(store: Store, settings: Settings, heads: Sequence[str] = ()) -> t
         for directory in store.folders():
             name, _, generation = directory.parent.name.partition("@")
             place = (name, int(generation or 1), int(directory.name))
+            # Of a derived log checkpoints name places in whichever generation they read; its committed end says it all.
             certain = committed.get(place, 0) if name in derived else None
-            found.append(verifier.verify(directory, certain, max(certain or 0, needed.get(place, 0))))
+            found.append(verifier.verify(directory, certain, needed.get(place, 0) if certain is None else certain))
     finally:
         verifier.close()
     problems = [problem for each in found for problem in each.problems]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import resource
 import signal
 import threading
 from collections.abc import Callable
@@ -16,12 +17,13 @@ import zstandard
 
 from benchmarks.crash_archive import SMALL as crash_settings
 from benchmarks.crash_archive import Archiving
-from deployments import cli_logs
+from deployments import cli_backup, cli_logs
 from storage.archive import Archive
-from storage.backup import make_backup
+from storage.backup import ARCHIVE_LOCK, make_backup
 from storage.derived import DerivedWriter
 from storage.door import append_lines
-from storage.errors import AfterlogError, CorruptLogError, LostDataError, NondeterminismError
+from storage.errors import AfterlogError, CorruptLogError, LostDataError, NondeterminismError, UsageError
+from storage.locks import RunLock
 from storage.manifest import archived_end, note_archived, read_manifest
 from storage.restore import restore_database, restore_logs
 from storage.segment import list_segments
@@ -173,6 +175,43 @@ class TestRemoval:
         assert local(store) == there[1:]  # the first was good
         assert archive(store)["events/0"].removed == len(there) - 2
 
+    def test_a_segment_that_has_changed_since_it_was_archived_stays(self, make_store: MakeStore) -> None:
+        store = make_store(**SMALL)
+        self._appended(store)
+        archive(store)
+        assert process(store)[1] == {}
+        there = local(store)
+        path = store.directory("events", 0) / there[1]
+        data = path.read_bytes()
+        for other in (data + b"more\n", data[:-9], data.replace(b"UK", b"US")):
+            path.write_bytes(other)
+            with pytest.raises(CorruptLogError, match=r"is not what was sealed; it stays here; found \d+ bytes, SHA"):
+                archive(store)
+            assert path.read_bytes() == other
+        assert local(store) == there[1:]  # the first was good
+        path.write_bytes(data)
+        assert archive(store)["events/0"].removed == len(there) - 2
+
+    def test_an_object_that_is_found_is_made_durable_before_anybody_relies_on_it(
+        self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Who put it may have been killed between its name and the fsync of its folder."""
+        store = make_store(**SMALL)
+        self._appended(store)
+        archive(store)
+        assert process(store)[1] == {}
+        directory, fsync = store.directory("events", 0), os.fsync
+        first, *_, last = (store.home / "archive/events/0" / f"{name}.zst" for name in local(store)[:-1])
+        note_archived(directory, int(last.name[:20]))  # killed before it was noted
+        done: list[Path] = []
+        monkeypatch.setattr(os, "fsync", lambda fd: done.append(Path(f"/proc/self/fd/{fd}").readlink()) or fsync(fd))
+        assert archive(store)["events/0"].removed > 1
+        above = list(first.parents)[:4]
+        assert above[3] == store.home
+        noted, gone = done.index(directory / ".archived.new"), len(done) - done[::-1].index(directory)
+        assert {last, *above} <= set(done[:noted])
+        assert first in done[noted:gone]
+
     def test_a_changed_segment_is_not_archived(self, make_store: MakeStore) -> None:
         store = make_store(**SMALL)
         self._appended(store)
@@ -201,6 +240,40 @@ class TestRemoval:
         elsewhere = make_store("other", archive_url=str(store.home / "archive"), **SMALL)
         with pytest.raises(CorruptLogError, match="the archive has another segment than the manifest says"):
             archive(elsewhere)
+
+    def test_a_partition_that_fails_keeps_no_other_one_back(self, make_store: MakeStore) -> None:
+        store = make_store(**SMALL)
+        self._appended(store)
+        for n in range(20):
+            processed(store, tax(n))
+        path = store.directory("events", 0) / local(store)[0]
+        path.write_bytes(path.read_bytes().replace(b"UK", b"US"))
+        with pytest.raises(CorruptLogError, match="a sealed segment was changed; it is not archived"):
+            archive(store)
+        others = [store.directory(log, 0) for log in ("clock", "reactions")]  # one before it, one after it
+        assert all(archived_end(directory) > 0 for directory in others)
+        place = store.home / "archive/reactions/0" / f"{0:020d}.jsonl.zst"
+        place.write_bytes(_frame(b"another one\n"))
+        (store.directory("reactions", 0) / "archived").unlink()
+        with pytest.raises(AfterlogError, match=r"it is not archived.*; .*the archive has another segment"):
+            archive(store)
+
+    def test_a_full_disk_is_told_in_a_sentence(self, make_store: MakeStore) -> None:
+        store = make_store(**SMALL)
+        self._appended(store)
+        directory = store.directory("events", 0)
+        [entry, *_] = read_manifest(directory)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))  # no file may be longer
+        try:
+            with pytest.raises(
+                AfterlogError, match=r"archive/events/0/0{20}.jsonl.zst.part: cannot compress a segment: "
+            ):
+                store.archive.put(directory, entry)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert list((store.home / "archive/events/0").iterdir()) == []
+        assert store.archive.put(directory, entry) > 20
 
 
 def _frame(data: bytes) -> bytes:
@@ -361,6 +434,45 @@ class TestBackup:
         assert process(fresh)[1] == {}
         assert {log: whole(fresh, log) for log in logs} == logs
         assert archive(fresh)["events/0"].put == 0
+
+    def test_a_backup_says_what_only_the_archive_has_and_a_restore_what_it_has_no_more(
+        self, make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        store, away = make_store(**SMALL), tmp_path / "moved"
+        for n in range(10):
+            processed(store, tax(n))
+        monkeypatch.setenv("AFTERLOG_HOME", str(store.home))
+        cli_backup.backup(tmp_path / "without")
+        assert "archive" not in capsys.readouterr().err
+        archive(store)
+        size = sum(min(map(int, (path.stem for path in part.glob("*.jsonl"))), default=0) for part in store.folders())
+        assert size > 1000
+        cli_backup.backup(tmp_path / "backup")
+        assert f"{size} bytes of the logs are only in the archive, {store.home}/archive, and" in capsys.readouterr().err
+        (store.home / "archive").rename(away)
+        monkeypatch.setenv("AFTERLOG_HOME", str(tmp_path / "fresh"))
+        monkeypatch.setenv("AFTERLOG_ARCHIVE_URL", str(away))
+        cli_backup.restore(tmp_path / "backup")
+        assert "archive" not in capsys.readouterr().err
+        name = f"events/0/{0:020d}.jsonl.zst"
+        (away / name).unlink()
+        cli_backup.restore()
+        [told] = [line for line in capsys.readouterr().err.splitlines() if "archive" in line]
+        assert re.fullmatch(
+            rf"events/0, offsets 0 to \d+: the segment is neither here nor in the archive, {away / name}", told
+        )
+
+    def test_nothing_is_put_back_while_an_archive_is_at_work(
+        self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = make_store()
+        monkeypatch.setenv("AFTERLOG_HOME", str(store.home))
+        held = RunLock(store.lock_path(ARCHIVE_LOCK), "a test")
+        assert held.try_acquire()
+        with pytest.raises(UsageError, match="archive or backup is at work: a test"):
+            cli_backup.restore()
+        held.release()
+        cli_backup.restore()
 
 
 TABLES = ("customer", "item", "orders", "order_line", "basket_line")

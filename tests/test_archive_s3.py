@@ -63,6 +63,11 @@ def test_segments_go_to_a_bucket_and_are_read_from_there(make_store: MakeStore, 
     assert archive(store)["events/0"].put == 0
     command = afterlog(store.home, "read", "events", archive_url=bucket)  # a process of its own, that knows nothing yet
     assert (command.returncode, command.stdout) == (0, before), command.stderr.decode()
+    directory, names = store.directory("events", 0), [f"events/0/{n:020d}.jsonl.zst" for n in (0, 1)]
+    assert [store.archive.remote.exists(name) for name in names] == [True, False]
+    for _ in range(2):  # the second time there is nothing left
+        store.archive.remove(directory)
+    assert not store.archive.remote.exists(names[0])
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
 
 

@@ -11,14 +11,17 @@ from typing import Any
 import pytest
 
 from storage import steps
+from storage.backup import ARCHIVE_LOCK
 from storage.brake import PAUSED, put_on, release
 from storage.commit import Position, load_position
 from storage.contacts import Entry, save_contacts
 from storage.door import append_lines
 from storage.errors import ConflictError, UsageError
 from storage.generations import LIVE, READY, find_replay
+from storage.locks import RunLock
 from storage.store import Store
 from storage.times import now
+from tasks.archive import archive_all
 from tasks.deliver import deliver_to_end
 from tasks.evidence import Evidence
 from tasks.local import side_by_side
@@ -29,6 +32,7 @@ from tasks.replay_plan import Request
 from tasks.run import Run
 from tasks.time_machine import basket_at
 from tasks.topology import build_topology
+from tasks.verify import verify_all
 from tasks.verify_derived import report, verify_derived
 from tasks.why_not import why_not
 from tests.conftest import afterlog, log_bytes
@@ -104,6 +108,49 @@ def test_a_basket_is_told_by_the_settings_of_the_generation_that_is_live(store: 
     evidence.close()
     rollback(store, topology, "no-orders", "test")
     assert basket_at(store, topology, "1").items == []
+
+
+def test_a_generation_that_was_longer_than_the_first_is_no_cut_of_the_first(store: Store) -> None:
+    """Checkpoints stand in the longer one, and `verify` must not hold the shorter one against them."""
+    write(store, *[line(n % 6, n * 4) for n in range(12)], as_of=440)
+    generation = replayed(store, settings={"timeout": "10m"}, name="shorter pauses")
+    promote(store, build_topology(store.settings), "shorter pauses", "test")
+    first, second = (store.reader("baskets", 0, each).end() for each in (1, generation))
+    assert first < second
+    assert max(each.offset for each in positions(store) if each.log == "baskets") == second
+    assert verify_all(store, store.settings)[1] == []
+    path = store.directory("baskets", 0, generation) / f"{0:020d}.jsonl"
+    path.write_bytes(path.read_bytes()[:-9])
+    [problem] = verify_all(store, store.settings)[1]
+    assert problem.startswith(
+        f"baskets@{generation}/0:{second - 9}: the log was cut: it ends there, and up to {second}"
+    )
+
+
+def test_what_a_discarded_replay_had_in_the_archive_goes_too(make_store: Callable[..., Store]) -> None:
+    store = make_store(segment_bytes=300, live_window="1ms", batch_bytes=300, commit_bytes=300)
+    for n in range(12):
+        append_lines(store, "events", [line(n % 6, n * 4)])
+    process(store.home, as_of=START + 440 * MINUTE)
+    generation = replayed(store, settings={"timeout": "10m"}, name="shorter pauses")
+    topology = build_topology(store.settings)
+    archive_all(store, topology, "test")
+    place = store.home / "archive" / f"baskets@{generation}" / "0"
+    others = sorted((store.home / "archive" / "events").rglob("*.zst"))
+    assert len(others) > 1
+    assert len(list(place.iterdir())) > 1
+    held = RunLock(store.lock_path(ARCHIVE_LOCK), "an archive")
+    assert held.try_acquire()
+    dropping = threading.Thread(target=drop_replay, args=(store, generation, "test"), daemon=True)
+    dropping.start()
+    dropping.join(0.1)
+    assert dropping.is_alive()
+    assert len(list(place.iterdir())) > 1
+    held.release()
+    dropping.join(60)
+    assert list(place.iterdir()) == []
+    assert sorted((store.home / "archive" / "events").rglob("*.zst")) == others
+    assert not list((store.home / "logs").glob("*@*"))
 
 
 def test_rolled_back_it_is_what_it_was_and_can_be_promoted_again(store: Store) -> None:
