@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from storage.mails import NOT_ALLOWED, Mail, is_allowed
+from storage.mails import NOT_ALLOWED, WITHDRAWN, Mail, is_allowed
 from storage.outbox import Outbox
 from storage.times import now, show
 from tasks.process import positions, process_to_end
@@ -43,7 +43,7 @@ class Guards:
         if now() > mail.not_after:
             return "too old: past its not_after" + (f"; last try: {mail.reason}" if mail.reason else "")
         if mail.generation != self._run.generation(mail.log):
-            return "withdrawn: the generation that is live now has no such mail"
+            return WITHDRAWN
         contact = self._outbox.contact(mail)
         if contact is None:
             return "no address"

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from storage.batches import BatchCache
 from storage.event import MAX_DERIVED_DEPTH, Event
-from storage.mails import CLAIMED, SENT, UNKNOWN, WAITING
+from storage.mails import CLAIMED, SENT, SUPPRESSED, UNKNOWN, WAITING, WITHDRAWN
 from storage.reader import PartitionReader
 from storage.store import Store
 from storage.tables import Delivery
@@ -78,9 +78,14 @@ def outcomes_of(
 
 
 def _sort(store: Store, found: Mails, row: dict[str, Any], gap: int, wall: int) -> None:
-    """A mail that has a row is kept where it waits, and else left as it is: what was delivered is never delivered again."""
+    """A mail that has a row is kept where it waits, and else left as it is: what was delivered is never delivered again.
+
+    One that was withdrawn was not delivered: it is queued as if it had no row.
+    """
+    wanted = sa.select(_DELIVERY.c.state, _DELIVERY.c.reason).where(_DELIVERY.c.event_id == row["event_id"])
     with store.database.read() as connection:
-        state = connection.scalar(sa.select(_DELIVERY.c.state).where(_DELIVERY.c.event_id == row["event_id"]))
+        known = connection.execute(wanted).first()
+        state = None if known is None or tuple(known) == (SUPPRESSED, WITHDRAWN) else known.state
         mailed = None
         if state is None and gap:
             mailed = connection.scalar(

@@ -17,6 +17,7 @@ from storage.contacts import Entry, save_contacts
 from storage.door import append_lines
 from storage.errors import ConflictError, UsageError
 from storage.generations import LIVE, READY, find_replay
+from storage.mails import WITHDRAWN
 from storage.store import Store
 from storage.times import now
 from tasks.deliver import deliver_to_end
@@ -245,8 +246,30 @@ def test_mails_that_wait_are_sent_from_where_they_lie_now_and_others_are_withdra
     assert promote(store, topology, "longer", "test").queued == 1
     release(store.database)
     deliver(store)
-    withdrawn = "withdrawn: the generation that is live now has no such mail"
-    assert outbox(store) == [("1", "SENT", ""), ("2", "SENT", ""), ("2", "SUPPRESSED", withdrawn)]
+    assert outbox(store) == [("1", "SENT", ""), ("2", "SENT", ""), ("2", "SUPPRESSED", WITHDRAWN)]
+
+
+@pytest.mark.parametrize("what", ["waited", "withdrawn", "rolled back"])
+def test_a_mail_that_what_is_live_has_after_all_is_sent(store: Store, what: str) -> None:
+    save_contacts(store.database, [Entry("CUSTOMER", "1", "1@example.com", False)])
+    append_lines(store, "events", [recent(1, 50)])
+    process(store.home, as_of=now() - 15 * MINUTE)  # flagged after half an hour, and not after three quarters yet
+    replayed(store, **LONGER)
+    put_on(store.database, PAUSED, "a test")
+    deliver(store)
+    topology = build_topology(store.settings)
+    assert promote(store, topology, "longer", "test").queued == 0
+    release(store.database)
+    if what != "waited":
+        deliver(store)
+        assert outbox(store) == [("1", "SUPPRESSED", WITHDRAWN)]
+    if what == "rolled back":
+        assert rollback(store, topology, "longer", "test").queued == 1
+    else:
+        process(store.home, timeout="45m", as_of=now() - 2000)
+    deliver(store)
+    assert outbox(store) == [("1", "SENT", "")]
+    assert len(list((store.home / "outbox").rglob("*.eml"))) == 1
 
 
 def test_those_who_follow_let_go_and_go_on_with_the_new_generation(make_store: Callable[..., Store]) -> None:
