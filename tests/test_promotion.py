@@ -17,7 +17,8 @@ from storage.contacts import Entry, save_contacts
 from storage.door import append_lines
 from storage.errors import ConflictError, UsageError
 from storage.generations import LIVE, READY, find_replay
-from storage.mails import WITHDRAWN
+from storage.mails import MAY_HAVE_BEEN_SENT, WITHDRAWN
+from storage.restore import mark_restored
 from storage.store import Store
 from storage.times import now
 from tasks.deliver import deliver_to_end
@@ -270,6 +271,20 @@ def test_a_mail_that_what_is_live_has_after_all_is_sent(store: Store, what: str)
     deliver(store)
     assert outbox(store) == [("1", "SENT", "")]
     assert len(list((store.home / "outbox").rglob("*.eml"))) == 1
+
+
+def test_a_mail_that_may_have_been_sent_before_a_restore_is_in_doubt(store: Store) -> None:
+    """Only a new generation had it, which was lost together with the row that says that it was sent."""
+    save_contacts(store.database, [Entry("CUSTOMER", "1", "1@example.com", False)])
+    append_lines(store, "events", [recent(1, 25)])
+    process(store.home, as_of=now() - 2000)
+    topology = build_topology(store.settings)
+    mark_restored(store.database, store, topology.derived_logs())
+    replayed(store, settings={"timeout": "20m"}, name="shorter")
+    assert promote(store, topology, "shorter", "test").queued == 1
+    assert outbox(store) == [("1", "UNKNOWN", MAY_HAVE_BEEN_SENT)]
+    deliver(store)
+    assert not list((store.home / "outbox").rglob("*.eml"))
 
 
 def test_those_who_follow_let_go_and_go_on_with_the_new_generation(make_store: Callable[..., Store]) -> None:
