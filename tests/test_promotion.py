@@ -273,6 +273,21 @@ def test_a_mail_that_what_is_live_has_after_all_is_sent(store: Store, what: str)
     assert len(list((store.home / "outbox").rglob("*.eml"))) == 1
 
 
+def test_nobody_is_mailed_again_within_the_gap_by_a_generation_that_does_not_know_of_the_mail(store: Store) -> None:
+    save_contacts(store.database, [Entry("CUSTOMER", "1", "1@example.com", False)])
+    append_lines(store, "events", [recent(1, 90), recent(1, 50)])  # back after 40 minutes: another cause by 45
+    process(store.home, as_of=now() - 15 * MINUTE)
+    deliver(store)
+    replayed(store, **LONGER)
+    moved = promote(store, build_topology(store.settings), "longer", "test")
+    assert (moved.queued, moved.too_soon) == (0, 0)  # not flagged yet
+    process(store.home, timeout="45m", as_of=now() - 2000)
+    deliver(store)
+    (_, sent, _), (_, state, reason) = outbox(store)
+    assert (sent, state, reason.partition(":")[0]) == ("SENT", "SUPPRESSED", "too soon")
+    assert len(list((store.home / "outbox").rglob("*.eml"))) == 1
+
+
 def test_a_mail_that_may_have_been_sent_before_a_restore_is_in_doubt(store: Store) -> None:
     """Only a new generation had it, which was lost together with the row that says that it was sent."""
     save_contacts(store.database, [Entry("CUSTOMER", "1", "1@example.com", False)])
