@@ -14,6 +14,7 @@ from storage.commit import Position
 from storage.database import Database
 from storage.errors import ConflictError, UsageError
 from storage.locks import locked
+from storage.mails import SUPPRESSED, WITHDRAWN
 from storage.manifest import archived_end
 from storage.segment import fsync_directory
 from storage.steps import reached
@@ -176,7 +177,7 @@ class Move:
     expected: list[Position] = field(default_factory=list)
     """The live positions as they were read; anything else by now means that somebody has committed since."""
     queued: Sequence[Mapping[str, Any]] = ()
-    """Mails that the new generation adds, to be queued."""
+    """Mails that the new generation adds, to be queued; one that was withdrawn gives up its row for that."""
     kept: Sequence[Mapping[str, Any]] = ()
     """Mails that wait and are in the new generation too: where they lie there."""
     forgotten: Sequence[str] = ()
@@ -254,6 +255,8 @@ def _move_mails(connection: sa.Connection, what: Move) -> None:
         )
     known = sa.select(_DELIVERY.c.event_id)
     for row in what.queued:  # what was ever delivered, or is to be, has its row
+        withdrawn = (_DELIVERY.c.state == SUPPRESSED, _DELIVERY.c.reason == WITHDRAWN)
+        connection.execute(sa.delete(_DELIVERY).where(_DELIVERY.c.event_id == row["event_id"], *withdrawn))
         if connection.scalar(known.where(_DELIVERY.c.event_id == row["event_id"])) is None:
             connection.execute(sa.insert(_DELIVERY), [{"next_at": 0, "attempts": 0, "cleared": False, **row}])
     for abandonment in what.forgotten:

@@ -14,6 +14,8 @@ WAITING, CLAIMED, SENT, SUPPRESSED, FAILED, UNKNOWN = "WAITING", "CLAIMED", "SEN
 MAY_HAVE_BEEN_SENT = "it may have been sent before a backup was put back"
 NOT_ALLOWED = "not on the list of allowed recipients"
 AGAIN = "not sent, says a person: once more"
+WITHDRAWN = "withdrawn: the generation that is live now has no such mail"
+"""Why a mail is SUPPRESSED that was certainly not sent, and is to be sent if what is live has it after all."""
 
 
 @dataclass(frozen=True)

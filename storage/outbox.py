@@ -23,6 +23,7 @@ from storage.mails import (
     SENT,
     UNKNOWN,
     WAITING,
+    WITHDRAWN,
     Mail,
     Result,
     outcome_line,
@@ -42,9 +43,13 @@ _INSERT = (
     "next_at, attempts, reason, changed_at) VALUES (:event_id, :state, :log, :generation, :partition, :offset, "
     ":recipient_type, :recipient_id, :not_after, 0, 0, :reason, :changed_at) ON CONFLICT (event_id) "
 )
+# The row of a mail that was withdrawn, and so never sent: what is live has it after all, so it is as new.
+_FORGET_WITHDRAWN = "DELETE FROM delivery WHERE event_id = :event_id AND state = 'SUPPRESSED' AND reason = :withdrawn"
+# A row that only the log `deliveries` knew of learns whom it is for; one that waits, where its mail lies now.
 _TAKE_IN = _INSERT + (
-    "DO UPDATE SET recipient_type = excluded.recipient_type, recipient_id = excluded.recipient_id, "
-    "not_after = excluded.not_after WHERE delivery.not_after = 0"  # only the log `deliveries` knew of it
+    'DO UPDATE SET generation = excluded.generation, partition = excluded.partition, "offset" = excluded."offset", '
+    "recipient_type = excluded.recipient_type, recipient_id = excluded.recipient_id, not_after = excluded.not_after "
+    "WHERE delivery.not_after = 0 OR delivery.state = 'WAITING'"
 )
 _ADOPT = sa.text(_INSERT + "DO NOTHING")
 _SETTLED = (
@@ -91,10 +96,14 @@ class Outbox:
     ) -> None:
         """Queue what was read up to `position`, each event once, whatever was read before; count what is to be counted.
 
-        A mail is WAITING, or CLAIMED where it may have been sent before; `give_up` makes that UNKNOWN.
+        A mail is WAITING, or CLAIMED where it may have been sent before; `give_up` makes that UNKNOWN. What is live has
+        these mails: one that waited for another generation waits for this one, and one that was withdrawn waits again.
         """
+        back = [{"event_id": mail["event_id"], "withdrawn": WITHDRAWN} for mail in mails]
         old = [{"before": now() - LOOK_BACK - HOUR}] if tallies else []
-        statements = ((_TAKE_IN, mails), (_SETTLED, settled), (_TALLY, tallies), (_FORGET_TALLIES, old))
+        statements = (
+            (_FORGET_WITHDRAWN, back), (_TAKE_IN, mails), (_SETTLED, settled), (_TALLY, tallies), (_FORGET_TALLIES, old),
+        )  # fmt: skip
         pending: list[Any] = [(sql, rows) for sql, rows in statements if rows]
         commit(self._database, source, None, position, Pending(statements=pending))
 

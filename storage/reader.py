@@ -25,6 +25,7 @@ class PartitionReader:
         self._segments: list[Segment] = []  # and those in the archive
         self._handle = -1
         self._open: Segment | None = None
+        self._inode = (0, 0)  # of what is open
         self._named: Segment | None = None  # whose name is durable for sure
 
     def close(self) -> None:
@@ -75,6 +76,7 @@ class PartitionReader:
         Raises:
             LostDataError: there is none.
         """
+        self._check_in_place()
         if self._open is not None and self._open.base <= offset:  # most lines are short, and in the file that is open
             data = os.pread(self._handle, 1024, offset - self._open.base)
             end = data.find(b"\n")
@@ -156,6 +158,7 @@ class PartitionReader:
         )
 
     def _segment_of(self, start: int, end: int) -> Segment:
+        self._check_in_place()
         if self._open is not None and self._open.base <= start:
             size = os.fstat(self._handle).st_size
             if start < self._open.base + size:
@@ -185,7 +188,20 @@ class PartitionReader:
                 do=f"The line there starts at {self.line_start(start)}",
             )
 
+    def _check_in_place(self) -> None:
+        """Let go of a file whose name another has by now: a tail was cut and written again, or a backup put back."""
+        if self._open is None or self._open.entry is not None:
+            return
+        try:
+            there = self._open.path.stat()
+        except FileNotFoundError:
+            return  # it has gone to the archive, and what is open has the same bytes; or nothing of it is committed
+        if (there.st_dev, there.st_ino) != self._inode:
+            self.close()
+            self._named = None
+
     def _refresh(self) -> None:
+        self._check_in_place()
         while (listed := list_segments(self.directory)) != self._listed:
             segments = with_archived(self.directory, listed)
             try:
@@ -198,6 +214,8 @@ class PartitionReader:
         if self._open is None or self._open.base != segment.base:
             self.close()
             self._handle, self._open = self._opened(segment), segment
+            opened = os.fstat(self._handle)
+            self._inode = (opened.st_dev, opened.st_ino)
         return self._handle
 
     def _opened(self, segment: Segment) -> int:

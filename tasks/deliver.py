@@ -18,7 +18,7 @@ from typing import Any
 from storage.brake import read_brake
 from storage.decisions import carry_out
 from storage.errors import Stopped, UsageError
-from storage.mails import FAILED, SENT, SUPPRESSED, UNKNOWN, Mail, Result
+from storage.mails import FAILED, SENT, SUPPRESSED, UNKNOWN, WITHDRAWN, Mail, Result
 from storage.outbox import Outbox
 from storage.times import now
 from tasks.brake import BrakeCheck
@@ -62,6 +62,7 @@ class Deliverer:
         self.outbox = Outbox(run.store, DELIVERIES, run.author)
         self._guards, self._restores = Guards(run, self.outbox), Restores(run)
         self._brake, self._decide_at = BrakeCheck(run, self.outbox), 0.0
+        self._rows_may_be_old = False
         self._intake = Intake(run, self.outbox, self._restores)
         self._transport: Transport = open_transport(
             parse_mail_url(self.settings.mail_url.get_secret_value()), run.store.home
@@ -83,6 +84,7 @@ class Deliverer:
         """Take in what is there and try what is due, unless mails are held; says whether there was anything."""
         taken = self._take_in()
         decided = self._carry_out()
+        self._rows_may_be_old = False
         mails = self.outbox.waiting(now(), _AT_ONCE if limit is None else min(limit, _AT_ONCE))
         if mails and self._brake.holds(limit or sys.maxsize):
             if self._brake.stopped:
@@ -101,6 +103,7 @@ class Deliverer:
         self.summary.taken_in += intake.taken_in
         self.summary.states[UNKNOWN] += intake.unknown
         intake.taken_in = intake.unknown = 0
+        self._rows_may_be_old |= taken
         return taken
 
     def _check_sender(self) -> None:
@@ -133,6 +136,8 @@ class Deliverer:
             if self.run.stop.is_set():
                 break
             reason = self._guards.plain_reason(mail)
+            if reason == WITHDRAWN and self._rows_may_be_old:
+                continue  # what is live may have given this mail a moment ago: the next round reads its row
             if reason:
                 decided.append(Result(mail, SUPPRESSED, reason))
             else:

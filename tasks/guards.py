@@ -8,12 +8,18 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from storage.mails import NOT_ALLOWED, Mail, is_allowed
+import sqlalchemy as sa
+
+from storage.mails import NOT_ALLOWED, WITHDRAWN, Mail, is_allowed
 from storage.outbox import Outbox
 from storage.times import now, show
 from tasks.process import positions, process_to_end
 from tasks.run import Run
 
+_BY_OTHERS = sa.text(
+    "SELECT recipient_type, recipient_id, MAX(changed_at) FROM delivery WHERE state IN ('SENT', 'CLAIMED', 'UNKNOWN') "
+    "AND changed_at > :since AND log = :log AND generation <> :live GROUP BY recipient_type, recipient_id"
+)
 PROCESSORS = ("abandonment", "normalise")
 """They must be at their logs' ends before a mail goes out: they tell who is back and who has ordered."""
 
@@ -23,6 +29,7 @@ class Guards:
 
     def __init__(self, run: Run, outbox: Outbox) -> None:
         self._run, self._outbox, self._allow = run, outbox, run.store.settings.mail_allow
+        self._by_others: dict[tuple[str, str, str], int] | None = None
 
     def follow_logs(self) -> None:
         """Have the processors that tell at the ends of the raw logs as they are now; while they lag, mail waits."""
@@ -43,7 +50,9 @@ class Guards:
         if now() > mail.not_after:
             return "too old: past its not_after" + (f"; last try: {mail.reason}" if mail.reason else "")
         if mail.generation != self._run.generation(mail.log):
-            return "withdrawn: the generation that is live now has no such mail"
+            return WITHDRAWN
+        if (at := self._mailed_by_others().get((mail.log, mail.recipient_type, mail.recipient_id))) is not None:
+            return f"too soon: mailed at {show(at)}, when another generation was live"
         contact = self._outbox.contact(mail)
         if contact is None:
             return "no address"
@@ -64,6 +73,21 @@ class Guards:
         if ordered is not None:
             return f"ordered since: at {show(ordered)}"
         return "ordered since" if "RECOVERED_BASKET" in verbs else ""
+
+    def _mailed_by_others(self) -> dict[tuple[str, str, str], int]:
+        """Who was mailed within the gap between two reminders by a generation that is not live, and when.
+
+        What is live does not know of those mails. None are added while this run has the lock of `deliver`: asked once.
+        """
+        if self._by_others is None:
+            self._by_others, topology = {}, self._run.topology
+            gaps = {p.writes: int(getattr(p.settings, "gap", 0)) for p in topology.all()}
+            with self._run.store.database.read() as connection:
+                for log in topology.mail_logs():
+                    since, live = now() - gaps.get(log, 0), self._run.generation(log)
+                    rows = connection.execute(_BY_OTHERS, {"log": log, "since": since, "live": live})
+                    self._by_others |= {(log, type_, id_): at for type_, id_, at in rows}
+        return self._by_others
 
 
 def read_event(run: Run, log: str, partition: int, offset: int, generation: int | None = None) -> dict[str, Any]:

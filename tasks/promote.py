@@ -19,6 +19,7 @@ from storage.clock import Clock
 from storage.errors import ConflictError, UsageError
 from storage.generations import LIVE, READY, Move, Reader, find_replay, move, read_ends, set_state
 from storage.locks import RunLock
+from storage.mails import MAY_HAVE_BEEN_SENT
 from storage.outbox import Outbox
 from storage.store import CLOCK, Store
 from tasks.follow import PartitionFollower
@@ -200,10 +201,11 @@ class _Promotion:
                 p for p in live if p.processor in concerned or (p.processor, p.log in self.new) == (DELIVER, True)
             ],
         )
-        mails = mails_of(self.store, self.topology, self.plan, self.new)
+        mails = mails_of(self.store, self.topology, self.plan, self.new, Restores(self.run_))
         what.kept, what.queued = mails.kept, mails.queued
         what.forgotten, what.settled = outcomes_of(self.store, self.topology, self.plan, self.old, self.new)
         move(database, what, generation, READY if self.back else LIVE)
+        self._outbox().give_up(MAY_HAVE_BEEN_SENT)  # where a crash comes before it, the next `deliver` does it
         return Moved(generation, dict(self.new), len(mails.queued), mails.too_soon)
 
     def _bring_readers(self) -> None:
@@ -216,7 +218,7 @@ class _Promotion:
                         pass
                 finally:
                     follower.close()
-        outbox = Outbox(self.store, DELIVERIES, self.live.author)
+        outbox = self._outbox()
         outbox.recover()
         intake = Intake(self.live, outbox, Restores(self.live))
         try:
@@ -224,6 +226,9 @@ class _Promotion:
                 pass
         finally:
             intake.close()
+
+    def _outbox(self) -> Outbox:
+        return Outbox(self.store, DELIVERIES, self.live.author)
 
     def _readers(self, log: str) -> list[Reader]:
         generation = self.new[log]

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from storage.batches import BatchCache
 from storage.event import MAX_DERIVED_DEPTH, Event
-from storage.mails import CLAIMED, SENT, UNKNOWN, WAITING
+from storage.mails import CLAIMED, MAY_HAVE_BEEN_SENT, SENT, SUPPRESSED, UNKNOWN, WAITING, WITHDRAWN
 from storage.reader import PartitionReader
 from storage.store import Store
 from storage.tables import Delivery
@@ -21,6 +21,7 @@ from storage.times import DAY, now
 from tasks.diff import parse_line
 from tasks.intake import BASKETS, OUTCOMES, mail_row, settled_row
 from tasks.replay_plan import Plan
+from tasks.restored import Restores
 from tasks.topology import Topology
 
 _DELIVERY: sa.Table = Delivery.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
@@ -37,8 +38,11 @@ class Mails:
     too_soon: int = 0
 
 
-def mails_of(store: Store, topology: Topology, plan: Plan, new: Mapping[str, int]) -> Mails:
-    """By the difference: mails that no row knows are to be queued, those that wait are to be sent from their new place."""
+def mails_of(store: Store, topology: Topology, plan: Plan, new: Mapping[str, int], restores: Restores) -> Mails:
+    """By the difference: mails that no row knows are to be queued, those that wait are to be sent from their new place.
+
+    One that may have been sent before a backup was put back is queued CLAIMED: `give_up` makes that UNKNOWN.
+    """
     found, wall = Mails(), now()
     for name in plan.processors:
         log = str(topology.writes(name))
@@ -51,7 +55,7 @@ def mails_of(store: Store, topology: Topology, plan: Plan, new: Mapping[str, int
                     continue
                 row = mail_row(event, log, part, new[log])
                 if row["not_after"] >= wall:
-                    _sort(store, found, row, gap, wall)
+                    _sort(store, found, row, gap, wall, restores)
     return found
 
 
@@ -77,10 +81,15 @@ def outcomes_of(
     return sorted(set(before)), list({(row["abandonment"], row["verb"]): row for row in after}.values())
 
 
-def _sort(store: Store, found: Mails, row: dict[str, Any], gap: int, wall: int) -> None:
-    """A mail that has a row is kept where it waits, and else left as it is: what was delivered is never delivered again."""
+def _sort(store: Store, found: Mails, row: dict[str, Any], gap: int, wall: int, restores: Restores) -> None:
+    """A mail that has a row is kept where it waits, and else left as it is: what was delivered is never delivered again.
+
+    One that was withdrawn was not delivered: it is queued as if it had no row.
+    """
+    wanted = sa.select(_DELIVERY.c.state, _DELIVERY.c.reason).where(_DELIVERY.c.event_id == row["event_id"])
     with store.database.read() as connection:
-        state = connection.scalar(sa.select(_DELIVERY.c.state).where(_DELIVERY.c.event_id == row["event_id"]))
+        known = connection.execute(wanted).first()
+        state = None if known is None or tuple(known) == (SUPPRESSED, WITHDRAWN) else known.state
         mailed = None
         if state is None and gap:
             mailed = connection.scalar(
@@ -100,6 +109,8 @@ def _sort(store: Store, found: Mails, row: dict[str, Any], gap: int, wall: int) 
     elif mailed is not None:
         found.too_soon += 1
     elif state is None:
+        if restores.may_have_been_sent_at(row["log"], row["partition"], row["offset"]):
+            row |= {"state": CLAIMED, "reason": MAY_HAVE_BEEN_SENT}
         found.queued.append(row)
 
 

@@ -31,7 +31,7 @@ class Restores:
             if not isinstance(source, dict):
                 return False
             log, partition, offset = source["log"], source["partition"], source["offset"]
-            event = read_event(self._run, log, partition, offset)
+            event = read_event(self._run, log, partition, offset, self._run.generation(log))
             if log not in self._derived:
                 event = {**event, "context": {"at": event.get("context", {}).get("at")}}  # a raw line ends the chain
                 if offset < last.ends.get(f"{log}/{partition}", 0):
@@ -39,7 +39,9 @@ class Restores:
 
     def may_have_been_sent_at(self, log: str, partition: int, offset: int) -> bool:
         """The same of the EMAIL event at a place."""
-        return self._last is not None and self.may_have_been_sent(read_event(self._run, log, partition, offset))
+        if self._last is None:
+            return False
+        return self.may_have_been_sent(read_event(self._run, log, partition, offset, self._run.generation(log)))
 
     def salt(self, event: dict[str, Any]) -> str:
         """What the Message-ID of a mail needs beside its event's id.

@@ -23,6 +23,7 @@ from storage.door import append_events, append_lines
 from storage.errors import AfterlogError, AppendError, CorruptLogError, LostDataError, UsageError
 from storage.partition import murmur2, partition_of
 from storage.reader import PartitionReader
+from storage.segment import segment_path
 from storage.store import Store
 from storage.times import DAY, now
 from tasks.local import side_by_side
@@ -213,6 +214,24 @@ class TestSegments:
         reader = PartitionReader(tmp_path, "events/0")
         assert b"".join(reader.raw(offsets[3], offsets[180])) == b"\n".join([*LINES[3:180], b""])
         assert [reader.line_start(offset) for offset in offsets] == offsets
+
+    def test_a_reader_lets_go_of_a_file_that_another_took_the_name_of(self, tmp_path: Path) -> None:
+        """As a cut of a derived log does in another process: it removes a segment, which is then made again."""
+        path, reader = segment_path(tmp_path, 0), PartitionReader(tmp_path, "baskets/0")
+        asks: list[tuple[Callable[[], object], object]] = [
+            (reader.end, 6),
+            (lambda: reader.line(3), b"22"),
+            (lambda: [*reader.raw(0, 6)], [b"11\n22\n"]),
+            (lambda: reader.line_start(5), 3),
+            (lambda: getattr(reader.read(0, 6, 100, 100), "lines", None), [b"11", b"22"]),
+        ]
+        for ask, expected in asks:
+            path.write_bytes(b"12345\n12345\n")
+            assert (reader.end(), reader.line(0)) == (12, b"12345")
+            path.unlink()
+            path.write_bytes(b"11\n22\n")
+            assert ask() == expected
+            path.unlink()
 
     def test_a_reader_sees_segments_that_come_while_it_reads(self, tmp_path: Path) -> None:
         one, reader, start = writer(tmp_path, limit=40), PartitionReader(tmp_path, "events/0"), 0

@@ -19,6 +19,8 @@ from storage.door import append_lines
 from storage.errors import ConflictError, UsageError
 from storage.generations import LIVE, READY, find_replay
 from storage.locks import RunLock
+from storage.mails import MAY_HAVE_BEEN_SENT, WITHDRAWN
+from storage.restore import mark_restored
 from storage.store import Store
 from storage.times import now
 from tasks.archive import archive_all
@@ -309,8 +311,59 @@ def test_mails_that_wait_are_sent_from_where_they_lie_now_and_others_are_withdra
     assert promote(store, topology, "longer", "test").queued == 1
     release(store.database)
     deliver(store)
-    withdrawn = "withdrawn: the generation that is live now has no such mail"
-    assert outbox(store) == [("1", "SENT", ""), ("2", "SENT", ""), ("2", "SUPPRESSED", withdrawn)]
+    assert outbox(store) == [("1", "SENT", ""), ("2", "SENT", ""), ("2", "SUPPRESSED", WITHDRAWN)]
+
+
+@pytest.mark.parametrize("what", ["waited", "withdrawn", "rolled back"])
+def test_a_mail_that_what_is_live_has_after_all_is_sent(store: Store, what: str) -> None:
+    save_contacts(store.database, [Entry("CUSTOMER", "1", "1@example.com", False)])
+    append_lines(store, "events", [recent(1, 50)])
+    process(store.home, as_of=now() - 15 * MINUTE)  # flagged after half an hour, and not after three quarters yet
+    replayed(store, **LONGER)
+    put_on(store.database, PAUSED, "a test")
+    deliver(store)
+    topology = build_topology(store.settings)
+    assert promote(store, topology, "longer", "test").queued == 0
+    release(store.database)
+    if what != "waited":
+        deliver(store)
+        assert outbox(store) == [("1", "SUPPRESSED", WITHDRAWN)]
+    if what == "rolled back":
+        assert rollback(store, topology, "longer", "test").queued == 1
+    else:
+        process(store.home, timeout="45m", as_of=now() - 2000)
+    deliver(store)
+    assert outbox(store) == [("1", "SENT", "")]
+    assert len(list((store.home / "outbox").rglob("*.eml"))) == 1
+
+
+def test_nobody_is_mailed_again_within_the_gap_by_a_generation_that_does_not_know_of_the_mail(store: Store) -> None:
+    save_contacts(store.database, [Entry("CUSTOMER", "1", "1@example.com", False)])
+    append_lines(store, "events", [recent(1, 90), recent(1, 50)])  # back after 40 minutes: another cause by 45
+    process(store.home, as_of=now() - 15 * MINUTE)
+    deliver(store)
+    replayed(store, **LONGER)
+    moved = promote(store, build_topology(store.settings), "longer", "test")
+    assert (moved.queued, moved.too_soon) == (0, 0)  # not flagged yet
+    process(store.home, timeout="45m", as_of=now() - 2000)
+    deliver(store)
+    (_, sent, _), (_, state, reason) = outbox(store)
+    assert (sent, state, reason.partition(":")[0]) == ("SENT", "SUPPRESSED", "too soon")
+    assert len(list((store.home / "outbox").rglob("*.eml"))) == 1
+
+
+def test_a_mail_that_may_have_been_sent_before_a_restore_is_in_doubt(store: Store) -> None:
+    """Only a new generation had it, which was lost together with the row that says that it was sent."""
+    save_contacts(store.database, [Entry("CUSTOMER", "1", "1@example.com", False)])
+    append_lines(store, "events", [recent(1, 25)])
+    process(store.home, as_of=now() - 2000)
+    topology = build_topology(store.settings)
+    mark_restored(store.database, store, topology.derived_logs())
+    replayed(store, settings={"timeout": "20m"}, name="shorter")
+    assert promote(store, topology, "shorter", "test").queued == 1
+    assert outbox(store) == [("1", "UNKNOWN", MAY_HAVE_BEEN_SENT)]
+    deliver(store)
+    assert not list((store.home / "outbox").rglob("*.eml"))
 
 
 def test_those_who_follow_let_go_and_go_on_with_the_new_generation(make_store: Callable[..., Store]) -> None:
