@@ -337,6 +337,29 @@ def test_a_mail_that_what_is_live_has_after_all_is_sent(store: Store, what: str)
     assert len(list((store.home / "outbox").rglob("*.eml"))) == 1
 
 
+def test_a_mail_that_comes_while_another_is_sent_is_not_withdrawn(store: Store) -> None:
+    save_contacts(store.database, [Entry("CUSTOMER", str(n), f"{n}@example.com", False) for n in (1, 2)])
+    append_lines(store, "events", [recent(1, 120), recent(2, 50)])
+    process(store.home, as_of=now() - 15 * MINUTE)
+    replayed(store, **LONGER)
+    put_on(store.database, PAUSED, "a test")
+    deliver(store)
+    promote(store, build_topology(store.settings), "longer", "test")
+    release(store.database)
+
+    def flag(name: str) -> None:
+        if name == "mail-claimed":
+            steps.arm(None)
+            process(store.home, timeout="45m", as_of=now() - 2000)
+
+    steps.arm(flag)
+    try:
+        deliver(store)
+    finally:
+        steps.arm(None)
+    assert outbox(store) == [("1", "SENT", ""), ("2", "SENT", "")]
+
+
 def test_nobody_is_mailed_again_within_the_gap_by_a_generation_that_does_not_know_of_the_mail(store: Store) -> None:
     save_contacts(store.database, [Entry("CUSTOMER", "1", "1@example.com", False)])
     append_lines(store, "events", [recent(1, 90), recent(1, 50)])  # back after 40 minutes: another cause by 45
