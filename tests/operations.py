@@ -69,8 +69,9 @@ class Api:
 
     def deployments(self) -> dict[str, dict[str, Any]]:
         """By `flow/name`."""
+        found = self.post("/deployments/filter")  # first: who is registering them makes a flow before its deployments
         flows = {flow["id"]: flow["name"] for flow in self.post("/flows/filter")}
-        return {f"{flows[d['flow_id']]}/{d['name']}": d for d in self.post("/deployments/filter")}
+        return {f"{flows[d['flow_id']]}/{d['name']}": d for d in found}
 
     def runs(self, name: str, *states: str) -> list[dict[str, Any]]:
         """The runs of a deployment, newest first, in any of `states`."""
