@@ -16,10 +16,9 @@ from storage.errors import AfterlogError, UsageError
 from storage.failures import note_failure
 from storage.settings import Settings, load_settings
 from storage.store import Store
-from storage.times import parse_time
 from tasks.deliver import DeliverySummary, deliver_to_end
 from tasks.local import Outcome, side_by_side
-from tasks.process import AsOf, FinalTick, Summary, check_as_of, follow, process_to_end, start_tick
+from tasks.process import AsOf, FinalTick, Summary, check_as_of, follow, parse_moment, process_to_end, start_tick
 from tasks.run import Run
 from tasks.topology import build_topology
 
@@ -102,12 +101,7 @@ def parse_as_of(text: str) -> AsOf:
     """
     if text == "now" or text == "log-end":  # the type checker narrows this way
         return "now" if text == "now" else "log-end"
-    millis = parse_time(int(text) if text.isascii() and text.isdigit() else text)
-    if millis is None:
-        raise UsageError(
-            "--as-of is no time", found=repr(text), expected="now, log-end, RFC 3339, or milliseconds since 1970"
-        )
-    return millis
+    return parse_moment(text, "--as-of", "now, log-end")
 
 
 def _open(settings: Settings, what: str) -> Run:

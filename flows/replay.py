@@ -79,11 +79,10 @@ def replay(
         found = _replay(planned, store, topology, holder)
         if decide == "ask":
             _decide(planned, found, store, topology, holder)
-    except Exception:
-        raise  # a failure: what is there is gone on with by its name
-    except BaseException:
-        if _is_cancelled():
-            drop_replay(store, planned.generation, holder)  # a person wanted it away; a lost server or runner did not
+    except BaseException as error:
+        # A failure is gone on with by its name, and so is what a lost server or runner ended; a person wanted it away.
+        if not isinstance(error, Exception) and _is_cancelled():
+            drop_replay(store, planned.generation, holder)
         raise
     return found
 

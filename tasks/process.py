@@ -16,7 +16,7 @@ from storage.commit import Position
 from storage.errors import Stopped, UsageError
 from storage.store import Store
 from storage.tables import Checkpoint
-from storage.times import now, show
+from storage.times import now, parse_time, show
 from tasks.follow import PartitionFollower
 from tasks.run import Run
 
@@ -73,6 +73,20 @@ class FinalTick:
         if self._as_of == "now":
             return now() - run.store.settings.settle
         return greatest_clock(run, clock) if self._as_of == "log-end" else self._as_of
+
+
+def parse_moment(text: str, what: str, words: str) -> int:
+    """Milliseconds of a time that a person gives for `what`, where it is none of `words`.
+
+    Raises:
+        UsageError: it is no time.
+    """
+    millis = parse_time(int(text) if text.isascii() and text.isdigit() else text)
+    if millis is None:
+        raise UsageError(
+            f"{what} is no time", found=repr(text), expected=f"{words}, RFC 3339, or milliseconds since 1970"
+        )
+    return millis
 
 
 def check_as_of(as_of: AsOf) -> AsOf:

@@ -16,7 +16,7 @@ from storage.generations import ReplayRow, read_ends
 from storage.settings import Settings, load_settings
 from storage.store import Store
 from storage.times import parse_time, show
-from tasks.process import check_as_of, process_to_end
+from tasks.process import check_as_of, parse_moment, process_to_end
 from tasks.run import Run
 from tasks.timeline import Place
 from tasks.topology import DECIDES, Topology, build_topology
@@ -234,12 +234,7 @@ def parse_ticks(text: str) -> Ticks:
     """
     if text == "recorded" or text == "log-end":  # the type checker narrows this way
         return "recorded" if text == "recorded" else "log-end"
-    millis = parse_time(int(text) if text.isascii() and text.isdigit() else text)
-    if millis is None:
-        raise UsageError(
-            "as-of is no time", found=repr(text), expected="recorded, log-end, RFC 3339, or milliseconds since 1970"
-        )
-    return millis
+    return parse_moment(text, "as-of", "recorded, log-end")
 
 
 def describe(planned: Planned) -> str:
