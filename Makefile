@@ -16,8 +16,9 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
+# Tests start hundreds of interpreters: each would compile Afterlog anew where the environment forbids to keep bytecode.
 unit: $(INSTALLED)
-	$(BIN)/pytest -n auto
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n auto
 
 bench: $(INSTALLED)  ## figures against the comparison work, where it is there
 	$(BIN)/python -m benchmarks.bench

@@ -103,7 +103,7 @@ class Api:
 def prefect_ready(home: Path) -> None:
     """Have Prefect's database at a HOME, as its server has made it: that takes two thirds of a first start.
 
-    The demo and the test of a temporary server begin without one.
+    The demo begins without one.
     """
     kept = ROOT / ".pytest_cache" / f"prefect-{version('prefect')}"
     kept.mkdir(parents=True, exist_ok=True)

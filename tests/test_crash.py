@@ -45,7 +45,7 @@ COMMIT = (
 BOTH_DATABASES = True
 FILES_ONLY = pytest.mark.only("sqlite")
 """For what is about what a power loss leaves of a file, or copies a HOME together with its database."""
-HITS = 10
+HITS = 6
 NOW = 1_700_000_000_000  # 2023: nothing is ahead of the wall clock
 HOUR = 3_600_000
 
@@ -120,12 +120,12 @@ def home(tmp_path: Path, database: str) -> Path:
 @pytest.fixture
 def hits(database: str) -> int:
     """How often a process is killed; fewer times where only the transaction is another."""
-    return HITS if database == "sqlite" else 3
+    return HITS if database == "sqlite" else 2
 
 
 @pytest.mark.parametrize("step", COMMIT)
 def test_a_kill_at_any_step_of_a_commit_changes_nothing_of_what_comes_out(home: Path, hits: int, step: str) -> None:
-    append(home, example(2000))
+    append(home, example(1000))
     small = {"batch_bytes": 3000, "commit_bytes": 9000, "spill_bytes": 1500, "segment_bytes": 20_000}
     command = ("process", "--as-of", "log-end", "--no-prefect")
     before = []
@@ -133,14 +133,14 @@ def test_a_kill_at_any_step_of_a_commit_changes_nothing_of_what_comes_out(home: 
         assert run(home, *command, kill=f"{step}:{nth}", **small) == -signal.SIGKILL
         before.append(derived(home))
     done(home, *command, **small)
-    assert len(parsed(log_bytes(home, "baskets"))) > 20
+    assert len(parsed(log_bytes(home, "baskets"))) > 10
     check_undisturbed(home, before)
 
 
 @FILES_ONLY
 @pytest.mark.parametrize("step", ["append-written", "append-synced"])
 def test_a_kill_while_a_tick_is_noted_changes_nothing_of_what_comes_out(home: Path, step: str) -> None:
-    lines = example(1100)
+    lines = example(100 * (HITS + 1))
     append(home, lines[:100])
     done(home, "process", "--no-prefect")
     before = []
@@ -187,7 +187,7 @@ def basket_line(customer: int, at: int) -> bytes:
 @FILES_ONLY
 @pytest.mark.parametrize("step", ["append-written", "append-synced", "segment-rolled"])
 def test_a_kill_while_appending_loses_nothing_that_was_confirmed(home: Path, step: str) -> None:
-    lines = example(2000)
+    lines = example(1000)
     groups = [lines[at : at + 10] for at in range(0, len(lines), 10)]
     source, acknowledged = home.with_name("groups"), home.with_name("acknowledged")
     source.write_bytes(b"\n".join(b"\t".join(group) for group in groups))
@@ -289,7 +289,7 @@ def tick(home: Path, as_of: int) -> None:
     clock.close()
 
 
-CLIENTS = 30
+CLIENTS = 18
 
 
 class Inbox(list[Received]):

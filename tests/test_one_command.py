@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, afterlog
+from tests.operations import prefect_ready
 
 pytestmark = pytest.mark.long
 
@@ -19,6 +20,7 @@ def test_without_a_server_process_starts_a_temporary_one_and_says_so(tmp_path: P
     home = tmp_path / "home"
     golden = b'{"subject":{"id":1},"verb":"X","context":{"at":1650549837170}}\n'
     assert afterlog(home, "append", "events", stdin=golden).returncode == 0
+    prefect_ready(home)
     env = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "AFTERLOG_"))}
     done = subprocess.run(
         [sys.executable, "-m", "deployments.cli", "process"], cwd=ROOT, capture_output=True, check=False, timeout=240,

@@ -28,6 +28,8 @@ from tests.smtp_server import SmtpServer
 
 PROCESSORS = {"quarantine", "derive", "abandonment", "anomalies", "normalise"}
 MAIL_SECRET = "hunter2marked"
+CRASHED_AFTER = "75s"
+"""Two heartbeats of Prefect's (30 s), and what they take to arrive on a machine that is busy with other tests."""
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def up(tmp_path_factory: pytest.TempPathFactory, mailbox: SmtpServer, seen: set[
     save_contacts(store.database, [Entry("CLIENT", "1", "c1@example.com", False)])
     store.database.dispose()
     mail_url = mailbox.url.replace("://", f"://ann:{MAIL_SECRET}@")
-    started = Up(folder, crashed_after="45s", mail_url=mail_url)
+    started = Up(folder, crashed_after=CRASHED_AFTER, mail_url=mail_url)
     try:
         wait_for(lambda: (started.home / "prefect" / "api-url").is_file(), 300)
         wait_for(
@@ -130,7 +132,7 @@ def test_runner_and_run_killed_the_work_goes_on_and_the_dead_run_is_marked_crash
     for pid in (runner, *runs):
         os.kill(pid, signal.SIGKILL)
     assert goes_on(store, 150) < 150
-    wait_for(lambda: _was(up, running[0]["id"], "Crashed"), 150 - (time.monotonic() - begun), 1)
+    wait_for(lambda: _was(up, running[0]["id"], "Crashed"), 180 - (time.monotonic() - begun), 1)
     assert re.search("the runner has ended; it starts again in 1 s", up.output.read_text())
     # It was run again, found that its successor follows, and gave way.
     assert up.api.finished(running[0]["id"])["state_type"] == "COMPLETED"
@@ -163,7 +165,7 @@ def _healthy(up: Up) -> bool:
 
 def test_a_cancelled_run_stops_and_the_next_takes_over_what_it_left(up: Up, store: Store) -> None:
     goes_on(store, 60)
-    run = up.api.runs("process/shift", "RUNNING")[0]["id"]
+    run = wait_for(lambda: up.api.runs("process/shift", "RUNNING"))[0]["id"]
     clicked = time.monotonic()
     up.api.post(f"/flow_runs/{run}/set_state", state={"type": "CANCELLING", "message": "a person clicked"})
     assert up.api.finished(run, 60)["state_type"] == "CANCELLED"
