@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 from storage.errors import AfterlogError, AppendError
@@ -150,11 +151,8 @@ class PartitionWriter:
 
 
 def _offsets(lines: Sequence[bytes], start: int) -> tuple[list[int], int]:
-    offsets, at = [], start
-    for line in lines:
-        offsets.append(at)
-        at += len(line) + 1
-    return offsets, at
+    offsets = list(accumulate(map((1).__add__, map(len, lines)), initial=start))
+    return offsets, offsets.pop()
 
 
 def _stamp(lock: int) -> int:

@@ -15,7 +15,7 @@ from storage.event import Rejected
 from storage.judge import judge
 from storage.partition import partition_of
 from storage.store import Store
-from storage.times import now, parse_time
+from storage.times import SECONDS_BELOW, now, parse_time
 
 REFUSED = "refused"
 
@@ -58,14 +58,12 @@ def append_lines(store: Store, log: str, lines: Sequence[bytes]) -> Appended:
         AppendError: the write failed half way; it names the offsets that are in.
     """
     latest = now() + store.settings.ahead
-    result = Appended([None] * len(lines), [i for i, line in enumerate(lines) if is_ahead(line, latest)])
+    if broken := [index for index, line in enumerate(lines) if b"\n" in line]:
+        raise UsageError(f"line {broken[0] + 1} has a newline inside", do="Pass one event a line")
+    result = Appended([None] * len(lines), [index for index, line in enumerate(lines) if is_ahead(line, latest)])
     refused = set(result.refused)
-    groups: dict[int, list[int]] = {}
-    for index, line in enumerate(lines):
-        if b"\n" in line:
-            raise UsageError(f"line {index + 1} has a newline inside", do="Pass one event a line")
-        if index not in refused:
-            groups.setdefault(_partition(line, store.settings.partitions), []).append(index)
+    kept = [index for index in range(len(lines)) if index not in refused]
+    groups = _by_partition(lines, kept, store.settings.partitions)
     destinations = [(REFUSED, 0, result.refused)] if refused else []
     destinations += [(log, partition, indexes) for partition, indexes in groups.items()]
     for number, (name, partition, indexes) in enumerate(destinations):
@@ -135,6 +133,15 @@ def _check(line: bytes, index: int, max_line: int) -> None:
         raise UsageError(f"event {index + 1} is none: {error}", do="Nothing was appended; correct it") from error
 
 
+def _by_partition(lines: Sequence[bytes], indexes: list[int], partitions: int) -> dict[int, list[int]]:
+    if partitions == 1:
+        return {0: indexes} if indexes else {}
+    groups: dict[int, list[int]] = {}
+    for index in indexes:
+        groups.setdefault(_partition(lines[index], partitions), []).append(index)
+    return groups
+
+
 def is_ahead(line: bytes, latest: int) -> bool:
     """Whether the `event.inserted_at` of a line lies after `latest`; False where it has none that can be used."""
     try:
@@ -144,8 +151,10 @@ def is_ahead(line: bytes, latest: int) -> bool:
     if stamp is UNSET or stamp.inserted_at is UNSET:
         return False
     value = stamp.inserted_at
+    if type(value) is int and SECONDS_BELOW <= value <= latest:
+        return False  # as nearly all are
     if isinstance(value, float):
-        return (value * 1000 if value < 1e11 else value) > latest
+        return (value * 1000 if value < SECONDS_BELOW else value) > latest
     millis = parse_time(value)
     return millis is not None and millis > latest
 

@@ -358,6 +358,14 @@ class TestRefused:
         assert told.positions[0] == (0, 0)
         assert told.positions[6] == (0, len(fine[0]) + 1)
 
+    def test_a_line_is_judged_by_itself_whatever_lies_beside_it(self, store: Store) -> None:
+        """Also where two of them make one JSON value, or one of them two."""
+        ahead = b'{"event": {"inserted_at": 4000000000}}'
+        beside = [b'{"event":', b'{"inserted_at": 4000000000}}', b"", b" ", b"{} " + ahead, b"[", raw()]
+        for others in itertools.permutations(beside, 3):
+            lines = [others[0], ahead, *others[1:]]
+            assert append_lines(store, "events", lines).refused == [1], lines
+
     def test_how_far_ahead_is_a_setting_and_only_the_stamp_counts(self, make_store: MakeStore) -> None:
         store, ahead = make_store(ahead="2h"), now() + 3_600_000
         happened = json.dumps(event(context={"at": ahead * 2})).encode()
