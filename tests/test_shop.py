@@ -89,8 +89,10 @@ def append_by_hand(home: Path, data: bytes) -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize(("name", "kills"), [("rees46_cosmetics_nov", 4), ("taobao_a_dev", 6)])
-def test_kills_at_any_moment_change_nothing_of_what_comes_out(home: Path, name: str, kills: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "kills", "batch"), [("rees46_cosmetics_nov", 4, 20_000), ("taobao_a_dev", 4, 200_000)]
+)
+def test_kills_at_any_moment_change_nothing_of_what_comes_out(home: Path, name: str, kills: int, batch: int) -> None:
     """At any moment after the first commit of a run, that is: what goes before it has a test in test_crash."""
     lines, rng = unzipped(name), random.Random(name)
     cut = rng.randrange(len(lines) // 3, len(lines) * 2 // 3)
@@ -98,7 +100,7 @@ def test_kills_at_any_moment_change_nothing_of_what_comes_out(home: Path, name: 
     for piece, as_of in ((lines[:cut], "log-end"), (lines[cut:], str(last_at(lines)))):
         append_lines(store, "events", piece)
         delays = [rng.uniform(0, len(piece) / 50_000) for _ in range(kills // 2)]
-        killed = [killed_at_work(home, seconds, as_of) for seconds in delays]
+        killed = [killed_at_work(home, seconds, as_of, batch) for seconds in delays]
         assert any(killed)
         assert afterlog(home, "process", "--as-of", as_of, "--no-prefect").returncode == 0
     process(home)
@@ -107,10 +109,11 @@ def test_kills_at_any_moment_change_nothing_of_what_comes_out(home: Path, name: 
     assert {log: log_bytes(home, log) for log in DERIVED} == {log: log_bytes(other, log) for log in DERIVED}
 
 
-def killed_at_work(home: Path, seconds: float, as_of: str) -> bool:
+def killed_at_work(home: Path, seconds: float, as_of: str, batch: int) -> bool:
     """Start `process` with small batches, and kill it so many seconds after its first commit; whether it was at work."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("AFTERLOG_")} | {"AFTERLOG_HOME": str(home)}
-    env |= {"AFTERLOG_BATCH_BYTES": "20000", "AFTERLOG_COMMIT_BYTES": "40000", "AFTERLOG_SEGMENT_BYTES": "200000"}
+    sizes = {"BATCH": batch, "COMMIT": 2 * batch, "SEGMENT": 10 * batch}
+    env |= {f"AFTERLOG_{name}_BYTES": str(size) for name, size in sizes.items()}
     command = [sys.executable, "-m", "deployments.cli", "process", "--as-of", as_of, "--no-prefect"]
     before = positions(home)
     with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as working:
