@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from deployments.console import show_json
-from storage import subject
+from storage import candidates, clocks, subject
 from storage.door import append_lines
 from storage.event import Event
 from storage.judge import decode
@@ -144,10 +144,12 @@ KEYS = (1, 15, "15", 0, "-0", 543462, "Ren\u00e9", 'a/"b\\', "", "caf\u00e9\n", 
 def test_the_events_of_a_subject_are_those_that_the_judge_finds_line_by_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, processes: int
 ) -> None:
-    monkeypatch.setattr(subject, "_BLOCK", 2_000)
+    monkeypatch.setattr(clocks, "_BLOCK", 2_000)
+    monkeypatch.setattr(candidates, "_PIECE", 3_000)
+    monkeypatch.setattr(subject, "_LOOK", 9_000)
     monkeypatch.setattr(subject, "_WORTH_A_PROCESS", 20_000)
     rng = random.Random(seed)
-    store = Store(load_settings(home=tmp_path / "home", segment_bytes=40_000, max_line=2_048))
+    store = Store(load_settings(home=tmp_path / "home", segment_bytes=12_000, max_line=2_048))
     expected, clock, offset, ends = [], 0, 0, []
     for number in range(400):
         append_lines(store, "events", [odd_line(rng, rng.choice(KEYS), T + number * 1_000)])
