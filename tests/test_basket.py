@@ -110,7 +110,7 @@ def odd_line(rng: random.Random, key: Any, at: int) -> bytes:
     """A line that says who and when in one of the ways that a line may."""
     stamp = at + rng.choice([0, 0, 5, 40, 400, 90_000, -20_000])
     text = line(key, at, stamp, price=rng.randint(1, 9), count=rng.randint(0, 2))
-    kind = rng.randrange(14)
+    kind = rng.randrange(18)
     if kind == 0:
         return text.replace(b": ", b":").replace(b", ", b",")
     if kind == 1:
@@ -133,10 +133,22 @@ def odd_line(rng: random.Random, key: Any, at: int) -> bytes:
         return text[:-1] + b', "more": {"event": {"inserted_at": %d}}}' % (stamp + 10**9)
     if kind == 10:
         return text.replace(b'"object": {', b'"object": {"body": "%s", ' % (b"x" * rng.randrange(3000)))
+    if kind == 11:
+        other = rng.choice([b'"subject"', b'"\\u0073ubject"'])
+        return text[:-1] + b', %s: {"id": %s, "type": "CUSTOMER"}}' % (
+            other,
+            rng.choice([b"15", b"3", b'"a\\/\\"b\\\\"']),
+        )
+    if kind == 12:
+        return text.replace(b'"subject": {', b'"subject": {"id": 3, ')
+    if kind == 13:
+        return text.replace(b'"subject": {', b'"subject": {"near": [{"id": 3}, {"id": 15}], "item": {"id": 15}, ')
+    if kind == 14:
+        return text.replace(b'"object": {', b'"object": {"basket": [{"id": 15, "n": 1}, {"id": 15}], "id": 15, ')
     return text
 
 
-KEYS = (1, 15, "15", 0, "-0", 543462, "Ren\u00e9", 'a/"b\\', "", "caf\u00e9\n", -7)
+KEYS = (1, 3, 15, "15", 0, "-0", 543462, "Ren\u00e9", 'a/"b\\', "", "caf\u00e9\n", -7)
 
 
 @pytest.mark.parametrize("seed", range(6))
