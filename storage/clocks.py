@@ -7,8 +7,9 @@ Only where they leave a doubt are lines judged.
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from storage.event import Event
@@ -23,7 +24,7 @@ _BLOCK = 96 << 10  # buffers from 128 KiB on are mapped and unmapped by the allo
 class Stretch(NamedTuple):
     """Whole lines of a log from `start` to `end`, none of which has a greater stamp than `bound` (milliseconds).
 
-    Where it is `fine` it is a block, and the bound is that of its own lines; else it may be of lines before them too.
+    The bound may be the stamp of a line before them. A `fine` one is short enough to judge all of its lines.
     """
 
     start: int
@@ -38,10 +39,16 @@ class Reach(NamedTuple):
     reader: PartitionReader
     max_line: int
 
-    def fine(self, start: int, end: int) -> Iterator[Stretch]:
-        """The blocks from `start` to `end`, each with its bound."""
+    def fine(self, start: int, end: int, cuts: Sequence[int] = ()) -> Iterator[Stretch]:
+        """The blocks from `start` to `end`, each with its bound; those with `cuts` in them, which are starts of lines, in parts."""
         while block := self.reader.read(start, end, _BLOCK, self.max_line):
-            yield Stretch(block.start, block.end, bounds(block.lines, self.max_line)(len(block.lines)), True)
+            bound_of, begin = bounds(block.lines, self.max_line), block.start
+            if inside := cuts[bisect_right(cuts, begin) : bisect_left(cuts, block.end)]:
+                starts = list(accumulate((len(line) + 1 for line in block.lines), initial=begin))
+                for cut in inside:
+                    yield Stretch(begin, cut, bound_of(bisect_left(starts, cut)), True)
+                    begin = cut
+            yield Stretch(begin, block.end, bound_of(len(block.lines)), True)
             start = block.end
 
     def exact(self, start: int, end: int) -> int:
@@ -59,15 +66,17 @@ class Reach(NamedTuple):
 
 
 class Clocks:
-    """Gives good lines their clocks; to be asked in log order. The stretches are without a gap, in log order too."""
+    """Gives good lines their clocks; to be asked in log order, for lines at which stretches begin.
+
+    The stretches are in log order and without a gap.
+    """
 
     def __init__(self, reach: Reach, ticks: Ticks, stretches: Sequence[Stretch]) -> None:
         self._reach, self._ticks, self._stretches = reach, ticks, list(stretches)
         self._next, self._known = 0, NONE
         # Behind us, of which no more is known: the greatest bound first, then what is quickest to look at, then the earliest,
-        # since what the chain says of a segment may be the stamp of one before it.
+        # since the bound of a later one may be the stamp of one before it.
         self._behind: list[tuple[int, bool, int, Stretch]] = []
-        self._near: tuple[int, list[int], Callable[[int], int]] = (-1, [], lambda _: NONE)
 
     def event(self, offset: int, line: bytes) -> Event:
         """The event of a good line in its place."""
@@ -87,30 +96,7 @@ class Clocks:
             else:
                 for block in self._reach.fine(stretch.start, stretch.end):
                     self._push(block)
-        around = self._stretches[self._next]
-        if around.start < offset and around.bound > max(enough, self._known):
-            if not around.fine:
-                self._stretches[self._next : self._next + 1] = self._reach.fine(around.start, around.end)
-                return self._before(offset, enough)
-            if self._bound_before(around, offset) > max(enough, self._known):
-                self._known = max(self._known, self._reach.exact(around.start, offset))
         return self._known
 
     def _push(self, stretch: Stretch) -> None:
         heapq.heappush(self._behind, (-stretch.bound, not stretch.fine, stretch.start, stretch))
-
-    def _bound_before(self, block: Stretch, offset: int) -> int:
-        """A bound of the stamps in a block before `offset`."""
-        if self._near[0] != block.start:
-            starts, lines, place = [], [], block.start
-            while place < block.end and (
-                more := self._reach.reader.read(place, block.end, _BLOCK, self._reach.max_line)
-            ):
-                for line in more.lines:
-                    starts.append(place)
-                    lines.append(line)
-                    place += len(line) + 1
-                place = more.end
-            self._near = (block.start, starts, bounds(lines, self._reach.max_line))
-        _, starts, bound_of = self._near
-        return bound_of(bisect_left(starts, offset))

@@ -108,8 +108,9 @@ def _scan(search: _Search, start: int, end: int) -> _Found:
         stop = passed or stretch.end
         lines = list(lines_of(reader, search.key, stretch.start, stop, max_line))
         # Here and not when they are asked for, since here other processes do the same.
-        last = lines[-1][0] if lines else stretch.start
-        found.stretches += [*reach.fine(stretch.start, last), Stretch(last, stop, stretch.bound)]
+        starts = [offset for offset, _ in lines]
+        last = starts[-1] if starts else stretch.start
+        found.stretches += [*reach.fine(stretch.start, last, starts), Stretch(last, stop, stretch.bound)]
         found.lines += lines
         if passed:
             break

@@ -78,7 +78,7 @@ def test_10_000_random_baskets_of_real_logs_are_what_an_independent_fold_makes(t
     topology = build_topology(store.settings)
     by_customer: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
-        event = json.loads(line)
+        event = orjson.loads(line)
         by_customer.setdefault(str(event["subject"]["id"]), []).append(event)
     customers, moments = PAIRS[name]
     bought = sorted(c for c, events in by_customer.items() if any(e["verb"]["type"] in SETS for e in events))
