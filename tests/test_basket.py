@@ -61,10 +61,10 @@ def plain_fold(events: list[dict[str, Any]], at: int | None, known_at: int | Non
 
 SETS = ("ADDED_ITEM_TO_BASKET", "CHANGED_ITEM_COUNT_IN_BASKET")
 PAIRS = {
-    "rees46_cosmetics_oct": (30, 40),
-    "rees46_cosmetics_nov": (40, 40),
-    "taobao_a_dev": (44, 150),
-    "taobao_slice": (12, 50),
+    "rees46_cosmetics_oct": (30, 100),
+    "rees46_cosmetics_nov": (40, 100),
+    "taobao_a_dev": (24, 100),
+    "taobao_slice": (6, 100),
 }
 
 
@@ -152,9 +152,8 @@ KEYS = (1, 3, 15, "15", 0, "-0", 543462, "Ren\u00e9", 'a/"b\\', "", "caf\u00e9\n
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("processes", [1, 3])
 def test_the_events_of_a_subject_are_those_that_the_judge_finds_line_by_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, processes: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     monkeypatch.setattr(clocks, "_BLOCK", 2_000)
     monkeypatch.setattr(candidates, "_PIECE", 3_000)
@@ -175,7 +174,9 @@ def test_the_events_of_a_subject_are_those_that_the_judge_finds_line_by_line(
         expected += batch.events
         clock, offset = batch.clock, block.end
     assert ends
-    for key in {str(key) for key in KEYS}:
+    keys = sorted({str(key) for key in KEYS})
+    # A third of them by several processes too, others with each seed: to fork them is what takes the time.
+    for key, processes in [*((key, 1) for key in keys), *((key, 3) for key in keys[seed % 3 :: 3])]:
         mine = [event for event in expected if event.key == key]
         assert as_seen(subject_events(store, "events", 0, key, processes=processes)) == as_seen(mine)
         until = rng.choice(expected).clock
