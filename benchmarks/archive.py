@@ -30,7 +30,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="afterlog-archive-") as folder:
         store = Store(load_settings(home=Path(folder) / "home", live_window="1ms"))
         directory = store.directory("events", 0)
-        total = _cut(Path(sys.argv[1]), directory)
+        total = cut(Path(sys.argv[1]), directory)
         _show("seal", total, lambda: seal(directory))
         events = sum(entry.events for entry in read_manifest(directory))
         _show("verify, all of it here", total, lambda: _afterlog(store.home, "verify"))
@@ -48,7 +48,8 @@ def main() -> None:
         )
 
 
-def _cut(log: Path, directory: Path) -> int:
+def cut(log: Path, directory: Path) -> int:
+    """Make a partition of segments of 64 MiB of a log; gives its length."""
     make_directory(directory)
     base = 0
     with log.open("rb") as source:

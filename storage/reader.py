@@ -70,6 +70,23 @@ class PartitionReader:
             return self._oversized(handle, segment, start, stop)
         return Block(start, start + cut, data[: cut - 1].split(b"\n"), {})
 
+    def fill(self, buffer: bytearray, start: int, end: int) -> int:
+        """Read the bytes from `start` on into `buffer`, none from `end` on and none of the next file; gives how many.
+
+        Raises:
+            CorruptLogError: `start` is not the start of a line.
+            LostDataError: the files end before `start`.
+        """
+        segment = self._segment_of(start, end)
+        handle = self._use(segment)
+        self._check_line_start(handle, start, segment)
+        return os.preadv(handle, [memoryview(buffer)[: end - start]], start - segment.base)
+
+    def segments(self) -> list[Segment]:
+        """The segments that are here or in the archive, oldest first."""
+        self._refresh()
+        return list(self._segments)
+
     def line(self, offset: int) -> bytes:
         """The line at `offset`, without its newline.
 

@@ -1,42 +1,36 @@
 """The events of one subject, found in a log of gigabytes in seconds, each as the one judge gives it in its place.
 
-Only lines that may be of the subject are judged: those with its id where an id may stand, and those that write it with
-escapes. An event's clock is the greatest of all lines before it, which a bound for each block tells in nearly all cases;
-where it does not, that block is judged. Large logs are read by several processes.
+Only lines that may be of the subject are judged. Stamps are looked at where they may decide: the chain bounds those of a
+whole sealed segment, so mostly only those of segments that have lines of the subject. Large logs are read by several processes.
 """
 
 from __future__ import annotations
 
-import heapq
-import json
 import multiprocessing
-import re
-from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from multiprocessing.connection import Connection
 
-from storage.event import Block, Event, Rejected
-from storage.judge import decode, judge
+from storage.candidates import lines_of
+from storage.clocks import Clocks, Reach, Stretch
+from storage.event import Event
+from storage.manifest import read_manifest
 from storage.reader import PartitionReader
 from storage.recorded import Ticks
-from storage.stamps import NONE, bounds
 from storage.store import Store
+from storage.times import LATEST
 
-_BLOCK = 96 << 10  # buffers from 128 KiB on are mapped and unmapped by the allocator each time: 1.3 s a GB, measured
-_SHORT = 3
 _WORTH_A_PROCESS = 64 << 20
+_LOOK = 4 << 20  # how much is looked through between two looks at whether the clock has passed
 
 
 @dataclass
 class _Found:
-    """What a look at a stretch of a log gives: its blocks with the bounds of their stamps, and the lines to be judged."""
+    """What a look through a part of a log gives: its stretches without a gap, and the subject's lines: (offset, line)."""
 
-    blocks: list[tuple[int, int, int]] = field(default_factory=list)
-    """(start, end, bound)"""
-    lines: list[tuple[int, bytes, int]] = field(default_factory=list)
-    """(offset, line, bound of those before it in its block)"""
+    stretches: list[Stretch] = field(default_factory=list)
+    lines: list[tuple[int, bytes]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -65,56 +59,12 @@ def subject_events(
     reader, ticks = search.reader(), Ticks(store, log, partition)
     try:
         found = _scan_all(search, reader, start, reader.end(), processes)
-        clocks = _Clocks(search, reader, ticks, found.blocks)
-        events = [event for line in found.lines if (event := clocks.event(*line)) is not None]
+        clocks = Clocks(Reach(reader, store.settings.max_line), ticks, found.stretches)
+        events = [clocks.event(offset, line) for offset, line in found.lines]
     finally:
         reader.close()
         ticks.close()
     return [event for event in events if until is None or event.clock <= until]
-
-
-class _Clocks:
-    """Gives each line its clock; to be asked in log order."""
-
-    def __init__(
-        self, search: _Search, reader: PartitionReader, ticks: Ticks, blocks: list[tuple[int, int, int]]
-    ) -> None:
-        self._search, self._reader, self._ticks, self._blocks = search, reader, ticks, blocks
-        self._next, self._known = 0, NONE
-        self._open: list[tuple[int, int]] = []  # blocks behind us, the greatest bound first, of which no more is known
-
-    def event(self, offset: int, line: bytes, bound: int) -> Event | None:
-        """The event of a line in its place; None where it is bad, or of another subject."""
-        try:
-            event = judge(line, offset, 0)
-            if event.key != self._search.key:
-                return None
-            before = max(self._ticks.before(offset), self._before_block(offset, event.clock))
-            if bound > max(before, event.clock):
-                start, end, _ = self._blocks[self._next]
-                before = max(before, self._exact(start, min(offset, end)))
-            return judge(line, offset, before) if before > event.clock else event
-        except Rejected:
-            return None
-
-    def _before_block(self, offset: int, enough: int) -> int:
-        """The greatest stamp of the blocks before that of `offset`, or anything up to `enough`."""
-        while self._next < len(self._blocks) and self._blocks[self._next][1] <= offset:
-            heapq.heappush(self._open, (-self._blocks[self._next][2], self._next))
-            self._next += 1
-        while self._open and -self._open[0][0] > max(enough, self._known):
-            start, end, _ = self._blocks[heapq.heappop(self._open)[1]]
-            self._known = max(self._known, self._exact(start, end))
-        return self._known
-
-    def _exact(self, start: int, end: int) -> int:
-        search, greatest = self._search, NONE
-        while block := self._reader.read(start, end, _BLOCK, search.store.settings.max_line):
-            greatest = max(
-                greatest, decode(block, search.log, search.partition, 0, search.store.settings.max_line).clock
-            )
-            start = block.end
-        return greatest
 
 
 def _scan_all(search: _Search, reader: PartitionReader, start: int, end: int, processes: int) -> _Found:
@@ -139,7 +89,7 @@ def _scan_all(search: _Search, reader: PartitionReader, start: int, end: int, pr
         except EOFError:  # it died, of memory say
             part = _scan(search, first, last)
         child.join()
-        whole.blocks += part.blocks
+        whole.stretches += part.stretches
         whole.lines += part.lines
     return whole
 
@@ -150,56 +100,37 @@ def _scan_into(pipe: Connection, search: _Search, start: int, end: int) -> None:
 
 
 def _scan(search: _Search, start: int, end: int) -> _Found:
-    """Look through a stretch of whole lines; ends early where a clock has passed `until`."""
-    found, reader, candidates = _Found(), search.reader(), _candidates(search.key)
-    settings = search.store.settings
-    while block := reader.read(start, end, _BLOCK, settings.max_line):
-        bound_of = bounds(block.lines, settings.max_line)
-        bound = bound_of(len(block.lines))
-        if search.until is not None and bound > search.until:
-            bound = decode(block, search.log, search.partition, 0, settings.max_line).clock
-        found.blocks.append((block.start, block.end, bound))
-        found.lines += [
-            (offset, block.lines[index], bound_of(index)) for index, offset in _places(block, candidates)
-            if len(block.lines[index]) <= settings.max_line
-        ]  # fmt: skip
-        if search.until is not None and bound > search.until:
+    """Look through a part of a log, whole lines; ends early where a clock has passed `until`."""
+    found, reader, max_line = _Found(), search.reader(), search.store.settings.max_line
+    reach = Reach(reader, max_line)
+    for stretch in _stretches(search, reader, start, end):
+        passed = search.until is not None and stretch.bound > search.until and reach.passes(stretch, search.until)
+        stop = passed or stretch.end
+        lines = list(lines_of(reader, search.key, stretch.start, stop, max_line))
+        # Here and not when they are asked for, since here other processes do the same.
+        starts = [offset for offset, _ in lines]
+        last = starts[-1] if starts else stretch.start
+        found.stretches += [*reach.fine(stretch.start, last, starts), Stretch(last, stop, stretch.bound)]
+        found.lines += lines
+        if passed:
             break
-        start = block.end
     reader.close()
     return found
 
 
-def _places(block: Block, candidates: Callable[[bytes], list[int]]) -> list[tuple[int, int]]:
-    """The lines of a block that may be of the subject: (index, offset)."""
-    data = b"\n".join(block.lines)
-    hits = candidates(data)
-    if not hits or block.oversized:  # a line of which only the head was read is alone in its block, and bad
-        return []
-    starts, place = [], 0
-    for line in block.lines:
-        starts.append(place)
-        place += len(line) + 1
-    indexes = sorted({bisect_right(starts, hit) - 1 for hit in hits})
-    return [(index, block.start + starts[index]) for index in indexes]
-
-
-def _candidates(key: str) -> Callable[[bytes], list[int]]:
-    """A function that gives places in lines that may be of the subject `key`: all such lines, and few others."""
-    text = re.escape(json.dumps(key, ensure_ascii=False)[1:-1].encode("utf-8", "surrogatepass"))
-    number = re.fullmatch(r"-?[0-9]+", key) is not None
-    if len(key) > _SHORT:  # rare as it is: what stands around it is looked at only where it is found
-        after, before = (rb'[",}\s]', rb'[":\s]') if number else (b'"', b'"')
-        plain = re.compile(rb"%s(?=%s)(?<=%s%s)" % (text, after, before, text))
-    else:
-        forms = rb'"%s"|-?%s' % (text, text) if number else b'"%s"' % text
-        plain = re.compile(rb'"id"\s*:\s*(?:%s)(?=[,}\s])' % forms)
-    # What is plain ASCII is escaped by whoever wants to, never by a common writer; anything else may well be.
-    common = key.isascii() and key.isprintable() and not set(key) & {'"', "\\", "/"}
-    escaped = re.compile(rb"\\u00[2-7]" if common else rb"\\")
-
-    def find(data: bytes) -> list[int]:
-        hits = [match.start() for match in plain.finditer(data)]
-        return hits + [match.start() for match in escaped.finditer(data)] if b"\\" in data else hits
-
-    return find
+def _stretches(search: _Search, reader: PartitionReader, start: int, end: int) -> Iterator[Stretch]:
+    """A part of a log by its segments, each with what the chain says of its clocks; short ones where it may end early."""
+    clocks = {entry.base: (entry.end, entry.last) for entry in read_manifest(reader.directory)}
+    segments = reader.segments()
+    for index, segment in enumerate(segments):
+        whole = segments[index + 1].base if index + 1 < len(segments) else end
+        place, stop = max(start, segment.base), min(end, whole)
+        sealed, clock = clocks.get(segment.base, (0, 0))
+        bound = clock if sealed == whole else LATEST
+        while place < stop:
+            cut = stop
+            if search.until is not None and search.until < bound and place + _LOOK < stop:
+                cut = reader.line_start(place + _LOOK)
+            cut = cut if cut > place else stop  # a line that is longer than that
+            yield Stretch(place, cut, bound)
+            place = cut

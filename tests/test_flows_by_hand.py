@@ -1,10 +1,11 @@
-"""What a person starts from Prefect's UI, under a real server: the brake, a line in quarantine, and forms that refuse."""
+"""What a person starts from Prefect's UI, under a real server: the brake, a line in quarantine, the archive, and forms that refuse."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from storage.settings import load_settings
 from storage.store import Store
 from storage.times import now
 from tests.conftest import afterlog, log_bytes
+from tests.test_archive import SMALL
 from tests.test_brake import states, submit
+from tests.test_commit import process, tax
 
 TORN = b'{"subject":{"id":2},"verb":'
 FIXED = '{"subject":{"id":2},"verb":"FIXED","context":{"at":1650549837170}}'
@@ -166,3 +169,34 @@ def test_every_field_of_a_form_is_described(home: Path) -> None:
         for field, shape in form["properties"].items():
             assert shape.get("description"), f"{name}: {field}"
     assert set(forms["quarantine-retry"]["required"]) == {"line_id"}
+
+
+def test_the_flow_archives_tells_what_it_did_and_keeps_the_password(
+    home: Path, make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.artifacts import Artifact
+
+    from flows.archive import archive as flow
+
+    monkeypatch.setenv("AFTERLOG_SEGMENT_BYTES", "300")
+    monkeypatch.setenv("AFTERLOG_LIVE_WINDOW", "1ms")
+    store = make_store(**SMALL)
+    for n in range(10):
+        append_lines(store, "events", [tax(n)])
+    process(store)
+    state = flow(return_state=True)
+    assert state.is_completed()
+    done = {each.name: each for each in state.result()}["events/0"]
+    assert done.put >= 3
+    assert done.removed == done.put
+    [shown] = [Artifact.get("archive")]
+    assert shown is not None
+    assert "| events/0 | " in str(shown.data)
+    secret = "hunter2marked"
+    monkeypatch.setenv("AFTERLOG_ARCHIVE_URL", f"ftp://ann:{secret}@127.0.0.1:9/x")
+    for n in range(10):
+        append_lines(store, "events", [tax(n)])
+    state = flow.with_options(retries=0)(return_state=True)
+    assert state.is_failed()
+    assert "ftp://***@127.0.0.1:9/x: the archive refused: ConnectionRefused" in str(state.message)
+    assert secret not in f"{state!r}"
