@@ -17,11 +17,10 @@ SHARE = {
     "tests/test_flows.py": "server",
     "tests/test_flows_by_hand.py": "server",
     "tests/test_replay_flow.py": "server",
-    "tests/test_archive.py::test_the_flow_archives_tells_what_it_did_and_keeps_the_password": "server",
     "tests/test_browser.py": "browser",
     "tests/test_unattended.py": "unattended",
 }
-"""Files, and tests, that share something that takes long to start, by what it is."""
+"""Files whose tests share something that takes long to start, by what it is."""
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -36,7 +35,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 class _Scheduling(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         """What is dealt out as one; the largest come first."""
-        return SHARE.get(nodeid) or SHARE.get(nodeid.partition("::")[0], nodeid)
+        return SHARE.get(nodeid.partition("::")[0], nodeid)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
