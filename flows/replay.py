@@ -41,7 +41,7 @@ Changed = Annotated[dict[str, Any], Field(title="Changed settings", examples=[{"
 class Verdict(RunInput):
     """What a person decides with the difference in view: yes makes the new generation live, no discards it."""
 
-    promote: bool = False
+    promote: bool = Field(False, description="On: the new generation becomes live. Off: it is discarded.")
 
 
 @flow(name="replay", flow_run_name="replay", log_prints=False, persist_result=False)
@@ -113,7 +113,7 @@ def _decide(planned: Planned, found: Comparison, store: Store, topology: Topolog
     shown = report(planned, found)
     try:
         verdict = pause_flow_run(
-            wait_for_input=Verdict.with_initial_data(description=shown, promote=False),
+            wait_for_input=Verdict.with_initial_data(description=shown),
             timeout=DECIDE_WITHIN,
             poll_interval=LOOK_EVERY,
         )
