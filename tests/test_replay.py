@@ -25,6 +25,10 @@ from tests import oracle
 from tests.conftest import ROOT, SHARED, afterlog, log_bytes, needs_shared
 from tests.helpers import DERIVED, TABLES, derived, parsed, process, rows_of
 
+BOTH_DATABASES = True
+pytestmark = pytest.mark.only("sqlite")
+EITHER = pytest.mark.only("sqlite", "postgresql")
+"""For what the database does."""
 MINUTE, HOUR = 60_000, 3_600_000
 START = 1_000_000_000_000
 
@@ -57,6 +61,7 @@ def write(store: Store, *lines: bytes, as_of: float | None = None) -> None:
     process(store.home, as_of=None if as_of is None else START + round(as_of * MINUTE))
 
 
+@EITHER
 def test_a_replay_gives_what_is_live_byte_for_byte_and_changes_nothing(store: Store) -> None:
     write(store, line(1, 0), line(2, 5), line(1, 40), b"{", as_of=50)
     write(store, line(2, 90, "ORDERED"), line(1, 200), as_of=400)
@@ -146,6 +151,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(store: Store, wanted: dict[str,
         again(store, **wanted)
 
 
+@EITHER
 def test_a_replay_that_died_goes_on_by_its_name_and_a_discarded_one_leaves_nothing(
     make_store: Callable[..., Store],
 ) -> None:
