@@ -53,6 +53,8 @@ class Replaying:
         self.store = open_store(home, **SMALL)
         self.kills: Counter[str] = Counter()
         self.done: Counter[str] = Counter()
+        self.late: Counter[str] = Counter()
+        """How many were killed after their last transaction."""
         self._at, self._appended = now() - 20 * HOUR, b""
         self._took = dict.fromkeys(VERBS, 0.5)
         save_contacts(
@@ -88,19 +90,21 @@ class Replaying:
 
     def hit(self, verb: str) -> None:
         """Begin it, or go on with it, and be killed at a random moment."""
-        begun = time.monotonic()
+        begun, before = time.monotonic(), self.state
         process = start(self.home, *VERBS[verb], timeout=self.timeout, **SMALL)
-        process.join(self.rng.uniform(0.02, 1.1) * self._took[verb])
+        process.join(self.rng.uniform(0.02, 1.2) * self._took[verb])
         process.kill()
         code = ended(process)
         said = Path(f"{self.home}.out").read_text()
         assert code in (0, -signal.SIGKILL), (verb, code, said)
         assert "Traceback" not in said, said
         if code == 0:
-            self._took[verb] = 0.7 * self._took[verb] + 0.3 * (time.monotonic() - begun)
+            self._took[verb] = 0.5 * self._took[verb] + 0.5 * (time.monotonic() - begun)
             self.done[verb] += 1
         else:
+            self._took[verb] *= 1.1  # else a guess that is too short would never get to the end of it
             self.kills[verb] += 1
+            self.late[verb] += self.state != before
         self.check()
         if code and self.kills.total() % 10 == 0:
             self.check_derived()
@@ -185,7 +189,10 @@ def main() -> None:
         shop.grow(600)
         run(shop, wanted)
         mails, size = len(shop.mails()), len(log_bytes(shop.home, "events"))
-    told = ", ".join(f"{verb} {shop.kills[verb]} (and {shop.done[verb]} that were quicker)" for verb in VERBS)
+    told = ", ".join(
+        f"{verb} {shop.kills[verb]} ({shop.late[verb]} after its last transaction; {shop.done[verb]} more had ended before)"
+        for verb in VERBS
+    )
     print(f"{told} in {time.monotonic() - begun:.0f} s; {size} bytes of events, {mails} mails sent")
     print("Nothing lost, nothing twice, verify and verify --derived clean.")
 
