@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from storage.backup import ARCHIVE_LOCK
 from storage.commit import Position
 from storage.database import Database
-from storage.errors import ConflictError, UsageError
+from storage.errors import AfterlogError, ConflictError, UsageError
 from storage.locks import locked
 from storage.manifest import archived_end
 from storage.segment import fsync_directory
@@ -126,15 +126,25 @@ def discard(store: Store, generation: int) -> None:
         connection.execute(sa.delete(_CHECKPOINT).where(mine))
 
 
-def sweep(store: Store) -> None:
-    """Finish what a crash interrupted: drop what is left of replays that were discarded."""
+def sweep(store: Store) -> list[str]:
+    """Finish what a crash interrupted: drop what is left of replays that were discarded. Says of which it could not, and why.
+
+    What could not be dropped stands in nobody's way, and is tried again the next time: an archive may be away for days.
+    """
     left = sa.select(_CHECKPOINT.c.generation).union(sa.select(_END.c.generation))
     with store.database.read() as connection:
         generations = set(connection.scalars(left))
     folders = {path.name.rpartition("@")[2] for path in (store.home / "logs").glob("*@*")}
+    notes = []
     for row in list_replays(store.database):
         if row.state == DISCARDED and (row.generation in generations or str(row.generation) in folders):
-            discard(store, row.generation)
+            try:
+                discard(store, row.generation)
+            except AfterlogError as error:
+                notes.append(
+                    f"what is left of generation {row.generation}, which was discarded, could not be dropped yet: {error}"
+                )
+    return notes
 
 
 def _drop_state(database: Database, checkpoint: int) -> None:

@@ -16,7 +16,7 @@ from storage.brake import PAUSED, put_on, release
 from storage.commit import Position, load_position
 from storage.contacts import Entry, save_contacts
 from storage.door import append_lines
-from storage.errors import ConflictError, UsageError
+from storage.errors import AfterlogError, ConflictError, UsageError
 from storage.generations import LIVE, READY, find_replay
 from storage.locks import RunLock
 from storage.mails import MAY_HAVE_BEEN_SENT, WITHDRAWN
@@ -158,6 +158,29 @@ def test_what_a_discarded_replay_had_in_the_archive_goes_too(make_store: Callabl
     assert list(place.iterdir()) == []
     assert sorted((store.home / "archive" / "events").rglob("*.zst")) == others
     assert not list((store.home / "logs").glob("*@*"))
+
+
+def test_an_archive_that_is_away_keeps_nobody_from_a_replay(make_store: Callable[..., Store]) -> None:
+    store = make_store(segment_bytes=300, batch_bytes=300, commit_bytes=300)
+    write(store, *[line(n % 6, n * 9) for n in range(40)], as_of=1000)
+    first, topology = replayed(store, **LONGER), build_topology(store.settings)
+    archive_all(store, topology, "test")
+    place, away = store.home / "archive", store.home / "away"
+    place.rename(away)
+    place.write_text("no folder")
+    with pytest.raises(AfterlogError, match="archive"):
+        drop_replay(store, first, "test")
+    planned, _ = start(store, topology, Request(name="another"), "test")
+    done = run_replay(planned, store, topology, "test")
+    assert [note.partition(":")[0] for note in done.notes] == [
+        f"what is left of generation {first}, which was discarded, could not be dropped yet"
+    ]
+    place.unlink()
+    away.rename(place)
+    planned, _ = start(store, topology, Request(name="a third"), "test")
+    assert planned.notes == []
+    assert not list((store.home / "logs").glob(f"*@{first}"))
+    assert not list(place.glob(f"*@{first}/*/*"))
 
 
 @EITHER
