@@ -213,7 +213,7 @@ def test_of_an_archived_clock_only_that_is_fetched_where_it_looks(
     for path in sorted(store.directory("clock", 0).glob("*.jsonl"))[:-1]:
         path.unlink()
     objects = sorted((store.home / "archive" / "clock" / "0").iterdir())
-    for lost in objects[-5:]:
+    for lost in objects[-3:]:
         lost.unlink()
     assert Ticks(store, "events", 0).before(159) == 15
     with pytest.raises(LostDataError):
