@@ -32,12 +32,16 @@ class _Runner(Runner):
         return self
 
 
+def new_runner(query_seconds: float = QUERY_SECONDS) -> Runner:
+    """A runner that has nothing to run yet. One that ends leaves the schedules on: the next one goes on with them."""
+    return _Runner(name="afterlog", query_seconds=query_seconds, pause_on_shutdown=False)
+
+
 async def serve() -> None:
     """Register everything, start one shift of each flow at once, and run what is scheduled until told to stop."""
     settings = load_settings()
     os.environ["AFTERLOG_HOME"] = str(settings.home.resolve())  # for the runs, wherever they start
-    # A runner that ends must leave the schedules on: the next one goes on with them.
-    runner = _Runner(name="afterlog", query_seconds=QUERY_SECONDS, pause_on_shutdown=False)
+    runner = new_runner()
     ids = [await runner.aadd_deployment(await build(definition, settings)) for definition in DEFINITIONS]
     for line in await apply_automations(settings):
         say(line)

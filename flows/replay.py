@@ -19,11 +19,12 @@ from pydantic import Field
 from flows.replay_report import report
 from flows.run_name import rename, run_settings
 from storage.errors import AfterlogError
+from storage.generations import READY, RUNNING, list_replays
 from storage.store import Store
 from tasks.impact import Comparison, compare
 from tasks.promote import promote
 from tasks.replay import NICE, drop_replay, run_replay, start
-from tasks.replay_plan import Planned, Request, describe, parse_ticks
+from tasks.replay_plan import Planned, Request, describe, parse_ticks, read_plan
 from tasks.topology import Topology, build_topology
 
 DECIDE_WITHIN = 7 * 86_400
@@ -40,7 +41,7 @@ Changed = Annotated[dict[str, Any], Field(title="Changed settings", examples=[{"
 class Verdict(RunInput):
     """What a person decides with the difference in view: yes makes the new generation live, no discards it."""
 
-    promote: bool = False
+    promote: bool = Field(False, description="On: the new generation becomes live. Off: it is discarded.")
 
 
 @flow(name="replay", flow_run_name="replay", log_prints=False, persist_result=False)
@@ -72,19 +73,26 @@ def replay(
     store, topology, holder = Store(loaded), build_topology(loaded), f"replay run {flow_run.name} ({flow_run.id})"
     called = name or f"run-{str(flow_run.id)[:13]}"  # so that a run which is tried again goes on with its own
     request = Request(tuple(processors or ()), from_, to, settings, parse_ticks(as_of), called)
-    planned, resumed = start(store, topology, request, holder)
-    rename(f"replay {describe(planned)}: generation {planned.generation}")
-    get_run_logger().info("%s generation %s", "Going on with" if resumed else "Making", planned.generation)
     try:
+        planned, resumed = start(store, topology, request, holder)
+        rename(f"replay {describe(planned)}: generation {planned.generation}")
+        get_run_logger().info("%s generation %s", "Going on with" if resumed else "Making", planned.generation)
         found = _replay(planned, store, topology, holder)
         if decide == "ask":
             _decide(planned, found, store, topology, holder)
     except BaseException as error:
         # A failure is gone on with by its name, and so is what a lost server or runner ended; a person wanted it away.
         if not isinstance(error, Exception) and _is_cancelled():
-            drop_replay(store, planned.generation, holder)
+            _drop(store, request, holder)
         raise
     return found
+
+
+def _drop(store: Store, request: Request, holder: str) -> None:
+    """Drop what a cancelled run has made, if it got so far; another replay of that name, or one that is live by now, stays."""
+    for row in list_replays(store.database):
+        if row.name == request.name and row.state in (RUNNING, READY) and read_plan(row).plan.request == request:
+            get_run_logger().info("Cancelled: generation %s is gone", drop_replay(store, row.generation, holder))
 
 
 def _replay(planned: Planned, store: Store, topology: Topology, holder: str) -> Comparison:
@@ -105,7 +113,7 @@ def _decide(planned: Planned, found: Comparison, store: Store, topology: Topolog
     shown = report(planned, found)
     try:
         verdict = pause_flow_run(
-            wait_for_input=Verdict.with_initial_data(description=shown, promote=False),
+            wait_for_input=Verdict.with_initial_data(description=shown),
             timeout=DECIDE_WITHIN,
             poll_interval=LOOK_EVERY,
         )

@@ -20,17 +20,20 @@ def report(planned: Planned, found: Comparison) -> str:
     """Everything as Markdown, the pictures inline: they need no network."""
     parts = [
         f"## Generation {planned.generation}, {escape(planned.row.name)}: {escape(describe(planned))}",
-        "Both generations are the same." if found.is_nothing else "By event.id, against what is live:",
+        "Both generations are the same."
+        if found.is_nothing
+        else "By event.id, the new generation against what is live:",
+        # The form in which a person decides is 436 pixels wide: what comes last is scrolled to there.
         table(
-            ("log", "live", "replayed", "same", "added", "removed", "changed"),
-            [(d.log, d.old, d.new, d.same, d.added, d.removed, d.changed) for d in found.logs],
+            ("log", "live", "new", "added", "removed", "changed", "same"),
+            [(d.log, d.old, d.new, d.added, d.removed, d.changed, d.same) for d in found.logs],
         ),
     ]
-    if found.impact is not None:
+    if found.impact is not None and not found.is_nothing:
         parts.append(_inbox(found.impact))
     for diff in found.logs:
         if not diff.is_nothing:
-            parts += [f"### {diff.log}", _examples(diff), _picture(diff)]
+            parts += [f"### {diff.log}", _picture(diff), _examples(diff)]
     return "\n\n".join(parts)
 
 
@@ -51,18 +54,22 @@ def _inbox(impact: Impact) -> str:
 
 def _examples(diff: LogDiff) -> str:
     return table(
-        ("kind", "event", "who", "live at", "replayed at"),
-        [(e.kind, e.id, e.who, _at(e.old_at), _at(e.new_at)) for e in diff.examples],
+        ("kind", "who", "event", "live at (UTC)", "new at (UTC)"),
+        [(e.kind, e.who, e.id, _at(e.old_at), _at(e.new_at)) for e in diff.examples],
     )
 
 
 def _at(millis: int | None) -> str:
-    return "" if millis is None else show(millis)
+    return "" if millis is None else _minute(millis)
+
+
+def _minute(millis: int) -> str:
+    return show(millis)[:16].replace("T", " ")
 
 
 def _picture(diff: LogDiff) -> str:
     picture = base64.b64encode(draw(diff).encode()).decode()
-    return f"![{diff.log}, live and replayed](data:image/svg+xml;base64,{picture})"
+    return f"![{diff.log}, live and new](data:image/svg+xml;base64,{picture})"
 
 
 def draw(diff: LogDiff) -> str:
@@ -85,18 +92,18 @@ def draw(diff: LogDiff) -> str:
         [
             (
                 f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" '
-                'font-family="system-ui,sans-serif" font-size="13" fill="#333">'
+                'font-family="system-ui,sans-serif" font-size="15" fill="#333">'
             ),
             f'<rect width="{_WIDTH}" height="{height}" rx="6" fill="#fff"/>',
             (
                 f'<text x="{_LEFT}" y="18"><tspan fill="{_LIVE}">■</tspan> live {diff.old:,} '
-                f'<tspan fill="{_REPLAYED}">■</tspan> replayed {diff.new:,}</text>'
+                f'<tspan fill="{_REPLAYED}">■</tspan> new {diff.new:,}</text>'
             ),
             f'<text x="{_WIDTH - _LEFT}" y="18" text-anchor="end" fill="#777">at most {most:,} in {width // HOUR} h</text>',
             *bars,
             f'<path d="M{_LEFT} {base + 0.5}H{_WIDTH - _LEFT}" stroke="#bbb"/>',
-            f'<text x="{_LEFT}" y="{height - 7}" fill="#777">{show(first)[:16]}</text>',
-            f'<text x="{_WIDTH - _LEFT}" y="{height - 7}" text-anchor="end" fill="#777">{show(last)[:16]}</text></svg>',
+            f'<text x="{_LEFT}" y="{height - 7}" fill="#777">{_minute(first)}</text>',
+            f'<text x="{_WIDTH - _LEFT}" y="{height - 7}" text-anchor="end" fill="#777">{_minute(last)}</text></svg>',
         ]
     )
 

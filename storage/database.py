@@ -71,6 +71,15 @@ class Database:
         with _in_a_sentence(self.engine), self.engine.connect().execution_options(**looking) as connection:
             yield connection
 
+    @contextmanager
+    def alone(self) -> Iterator[sa.Connection]:
+        """A connection for several transactions, each by its `begin()`, that is closed afterwards, temporary tables and all."""
+        with _in_a_sentence(self.engine), self.engine.connect() as connection:
+            try:
+                yield connection
+            finally:
+                connection.invalidate()  # else the next one to use it finds what is left
+
     def committed_end(self, log: str, partition: int, generation: int) -> int:
         """Where readers of a derived log stop; 0 where nothing was ever committed."""
         place = {"log": log, "generation": generation, "partition": partition}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,14 +12,14 @@ import sqlalchemy as sa
 from storage.backup import ARCHIVE_LOCK
 from storage.commit import Position
 from storage.database import Database
-from storage.errors import ConflictError, UsageError
+from storage.errors import AfterlogError, ConflictError, UsageError
 from storage.locks import locked
-from storage.mails import SUPPRESSED, WITHDRAWN
 from storage.manifest import archived_end
 from storage.segment import fsync_directory
+from storage.staged import Queued, Staged
 from storage.steps import reached
 from storage.store import Store
-from storage.tables import Checkpoint, CommittedEnd, Delivery, LiveGeneration, Replay, Settled, State, WrittenBy
+from storage.tables import Checkpoint, CommittedEnd, LiveGeneration, Replay, State, WrittenBy
 from storage.times import now
 
 RUNNING, READY, LIVE, DISCARDED = "RUNNING", "READY", "LIVE", "DISCARDED"
@@ -28,8 +28,6 @@ _REPLAY: sa.Table = Replay.__table__  # type: ignore[attr-defined]  # likewise
 _LIVE: sa.Table = LiveGeneration.__table__  # type: ignore[attr-defined]  # likewise
 _END: sa.Table = CommittedEnd.__table__  # type: ignore[attr-defined]  # likewise
 _STATE: sa.Table = State.__table__  # type: ignore[attr-defined]  # likewise
-_DELIVERY: sa.Table = Delivery.__table__  # type: ignore[attr-defined]  # likewise
-_SETTLED: sa.Table = Settled.__table__  # type: ignore[attr-defined]  # likewise
 _WRITTEN: sa.Table = WrittenBy.__table__  # type: ignore[attr-defined]  # likewise
 _KEYS_AT_ONCE = 5_000
 
@@ -128,15 +126,25 @@ def discard(store: Store, generation: int) -> None:
         connection.execute(sa.delete(_CHECKPOINT).where(mine))
 
 
-def sweep(store: Store) -> None:
-    """Finish what a crash interrupted: drop what is left of replays that were discarded."""
+def sweep(store: Store) -> list[str]:
+    """Finish what a crash interrupted: drop what is left of replays that were discarded. Says of which it could not, and why.
+
+    What could not be dropped stands in nobody's way, and is tried again the next time: an archive may be away for days.
+    """
     left = sa.select(_CHECKPOINT.c.generation).union(sa.select(_END.c.generation))
     with store.database.read() as connection:
         generations = set(connection.scalars(left))
     folders = {path.name.rpartition("@")[2] for path in (store.home / "logs").glob("*@*")}
+    notes = []
     for row in list_replays(store.database):
         if row.state == DISCARDED and (row.generation in generations or str(row.generation) in folders):
-            discard(store, row.generation)
+            try:
+                discard(store, row.generation)
+            except AfterlogError as error:
+                notes.append(
+                    f"what is left of generation {row.generation}, which was discarded, could not be dropped yet: {error}"
+                )
+    return notes
 
 
 def _drop_state(database: Database, checkpoint: int) -> None:
@@ -176,23 +184,17 @@ class Move:
     readers: list[Reader] = field(default_factory=list)
     expected: list[Position] = field(default_factory=list)
     """The live positions as they were read; anything else by now means that somebody has committed since."""
-    queued: Sequence[Mapping[str, Any]] = ()
-    """Mails that the new generation adds, to be queued; one that was withdrawn gives up its row for that."""
-    kept: Sequence[Mapping[str, Any]] = ()
-    """Mails that wait and are in the new generation too: where they lie there."""
-    forgotten: Sequence[str] = ()
-    """Abandonments whose outcomes are to be taken from `settled` alone."""
-    settled: Sequence[Mapping[str, Any]] = ()
 
 
-def move(database: Database, what: Move, replay: int, state: str) -> None:
-    """Make other generations live: pointer, state, checkpoints of all who read them, mails, all in one transaction.
+def move(staged: Staged, what: Move, replay: int, state: str) -> Queued:
+    """Make other generations live: pointer, state, checkpoints of all who read them, the mails that are staged, all in one transaction.
 
     Raises:
         ConflictError: a run has committed meanwhile; nothing has changed.
     """
     reached("promotion-begun")
-    with database.write() as connection:
+    connection = staged.connection
+    with connection.begin():
         for position in what.expected:
             _check_unchanged(connection, position)
         for log, generation in what.generations.items():
@@ -203,12 +205,13 @@ def move(database: Database, what: Move, replay: int, state: str) -> None:
             _turn(connection, processor, new, live=True)
         for reader in what.readers:
             _set_reader(connection, reader, what.generations[reader.log])
-        _move_mails(connection, what)
+        queued = staged.apply(now())
         connection.execute(
             sa.update(_REPLAY).where(_REPLAY.c.generation == replay).values(state=state, changed_at=now())
         )
         reached("promotion-ready")
     reached("promotion-committed")
+    return queued
 
 
 def _check_unchanged(connection: sa.Connection, position: Position) -> None:
@@ -244,25 +247,3 @@ def _set_reader(connection: sa.Connection, reader: Reader, generation: int) -> N
         names = {"processor": reader.processor, "log": reader.log, "partition": reader.partition}
         fresh = Checkpoint.model_validate(names | place | {"generation": own}).model_dump(exclude={"id"})
         connection.execute(sa.insert(_CHECKPOINT), [fresh])
-
-
-def _move_mails(connection: sa.Connection, what: Move) -> None:
-    for row in what.kept:
-        connection.execute(
-            sa.update(_DELIVERY)
-            .where(_DELIVERY.c.event_id == row["event_id"], _DELIVERY.c.state == "WAITING")
-            .values({key: value for key, value in row.items() if key != "event_id"})
-        )
-    known = sa.select(_DELIVERY.c.event_id)
-    for row in what.queued:  # what was ever delivered, or is to be, has its row
-        withdrawn = (_DELIVERY.c.state == SUPPRESSED, _DELIVERY.c.reason == WITHDRAWN)
-        connection.execute(sa.delete(_DELIVERY).where(_DELIVERY.c.event_id == row["event_id"], *withdrawn))
-        if connection.scalar(known.where(_DELIVERY.c.event_id == row["event_id"])) is None:
-            connection.execute(sa.insert(_DELIVERY), [{"next_at": 0, "attempts": 0, "cleared": False, **row}])
-    for abandonment in what.forgotten:
-        connection.execute(sa.delete(_SETTLED).where(_SETTLED.c.abandonment == abandonment))
-    for row in what.settled:
-        connection.execute(
-            sa.delete(_SETTLED).where(_SETTLED.c.abandonment == row["abandonment"], _SETTLED.c.verb == row["verb"])
-        )
-        connection.execute(sa.insert(_SETTLED), [dict(row)])

@@ -36,12 +36,16 @@ class Version(NamedTuple):
 
 
 class Ticks:
-    """The ticks as one partition saw them, found by bisection: a clock of gigabytes is not read for one of them."""
+    """The ticks as one partition saw them, found by bisection: a clock of gigabytes is not read for one of them.
+
+    What is archived of it is fetched only where the bisection looks.
+    """
 
     def __init__(self, store: Store, log: str, partition: int) -> None:
         self._reader, self._name = store.reader(CLOCK, 0), f"{log}/{partition}"
         self._end = self._reader.end()
-        self._starts = sorted({self._reader.line_start(place) for place in range(0, self._end, _BLOCK)})
+        self._blocks = -(-self._end // _BLOCK)
+        self._starts: dict[int, int] = {0: 0}
         self._read: dict[int, list[Recorded]] = {}
 
     def close(self) -> None:
@@ -57,7 +61,7 @@ class Ticks:
 
     def at(self, as_of: int) -> Recorded | None:
         """The first tick of exactly this time; None where there is none."""
-        for index in range(self._last_block(lambda tick: tick.as_of < as_of), len(self._starts)):
+        for index in range(self._last_block(lambda tick: tick.as_of < as_of), self._blocks):
             for tick in self._ticks(index):
                 if tick.as_of >= as_of:
                     return tick if tick.as_of == as_of else None
@@ -65,10 +69,10 @@ class Ticks:
 
     def _last_block(self, is_before: Callable[[Recorded], bool]) -> int:
         """The last block whose first tick passes; 0 where none does. Neither times nor ends ever go back."""
-        low, high = 0, len(self._starts)
+        low, high = 0, self._blocks
         while low < high:
             middle = (low + high) // 2
-            first = next((ticks[0] for i in range(middle, len(self._starts)) if (ticks := self._ticks(i))), None)
+            first = next((ticks[0] for i in range(middle, self._blocks) if (ticks := self._ticks(i))), None)
             if first is not None and is_before(first):
                 low = middle + 1
             else:
@@ -77,11 +81,10 @@ class Ticks:
 
     def _ticks(self, index: int) -> list[Recorded]:
         """The ticks of a block of the clock; one that does not name the partition is not of it."""
-        if index >= len(self._starts):
+        if index >= self._blocks:
             return []
         if index not in self._read:
-            place = self._starts[index]
-            end = self._starts[index + 1] if index + 1 < len(self._starts) else self._end
+            place, end = self._start(index), self._start(index + 1)
             ticks = self._read[index] = []
             while block := self._reader.read(place, end, _BLOCK, _MAX_LINE):
                 for line in block.lines:
@@ -91,6 +94,14 @@ class Ticks:
                     place += len(line) + 1
                 place = block.end
         return self._read[index]
+
+    def _start(self, index: int) -> int:
+        """Where a block begins: with the line that lies across its border. It may be empty, where a line is as long as that."""
+        if index >= self._blocks:
+            return self._end
+        if index not in self._starts:
+            self._starts[index] = self._reader.line_start(index * _BLOCK)
+        return self._starts[index]
 
 
 def versions(store: Store, processor: str, log: str, partition: int, generation: int) -> list[Version]:

@@ -21,11 +21,12 @@ from storage.generations import LIVE, READY, Move, Reader, find_replay, move, re
 from storage.locks import RunLock
 from storage.mails import MAY_HAVE_BEEN_SENT
 from storage.outbox import Outbox
+from storage.staged import Staged, staging
 from storage.store import CLOCK, Store
 from tasks.follow import PartitionFollower
 from tasks.intake import Intake, logs_taken_in
 from tasks.process import positions
-from tasks.promote_mails import mails_of, outcomes_of
+from tasks.promote_mails import Staging
 from tasks.replay import bring, held
 from tasks.replay_follow import ReplayRun, versions_of
 from tasks.replay_plan import Planned, read_plan, write_plan
@@ -130,10 +131,13 @@ class _Promotion:
             for _ in range(_ROUNDS):  # without any lock, until little is left
                 if self._catch_up() < _NEAR:
                     break
-            with self._locks():
-                begun = time.monotonic()
-                moved = self._move()
-                moved.seconds = time.monotonic() - begun
+            with staging(self.store.database) as staged:
+                mails = Staging(self.run_, staged, self.plan, self.old, self.new)
+                mails.read_on()
+                with self._locks():
+                    begun = time.monotonic()
+                    moved = self._move(staged, mails)
+                    moved.seconds = time.monotonic() - begun
         moved.notes += self._settings_notes()
         return moved
 
@@ -180,9 +184,10 @@ class _Promotion:
             clock.close()
         return [*own, *(version for version in left if version.at_clock >= self.plan.moved_at)] or left
 
-    def _move(self) -> Moved:
+    def _move(self, staged: Staged, mails: Staging) -> Moved:
         self._catch_up()
         self._bring_readers()
+        mails.read_on()
         generation, database = self.planned.generation, self.store.database
         if not self.back:
             clock_end = self.store.reader(CLOCK, 0).end()
@@ -201,12 +206,9 @@ class _Promotion:
                 p for p in live if p.processor in concerned or (p.processor, p.log in self.new) == (DELIVER, True)
             ],
         )
-        mails = mails_of(self.store, self.topology, self.plan, self.new, Restores(self.run_))
-        what.kept, what.queued = mails.kept, mails.queued
-        what.forgotten, what.settled = outcomes_of(self.store, self.topology, self.plan, self.old, self.new)
-        move(database, what, generation, READY if self.back else LIVE)
+        queued = move(staged, what, generation, READY if self.back else LIVE)
         self._outbox().give_up(MAY_HAVE_BEEN_SENT)  # where a crash comes before it, the next `deliver` does it
-        return Moved(generation, dict(self.new), len(mails.queued), mails.too_soon)
+        return Moved(generation, dict(self.new), queued.count, queued.too_soon)
 
     def _bring_readers(self) -> None:
         """Have those who stay at the end of what was live: what they have taken by then, they never take again."""

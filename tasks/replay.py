@@ -54,7 +54,7 @@ def start(store: Store, topology: Topology, request: Request, holder: str) -> tu
     Raises:
         UsageError: something in `request` cannot be, or another replay has its name.
     """
-    sweep(store)
+    notes = sweep(store)
     for row in list_replays(store.database) if request.name else ():
         if row.name == request.name and row.state != DISCARDED:
             planned = read_plan(row)
@@ -64,12 +64,13 @@ def start(store: Store, topology: Topology, request: Request, holder: str) -> tu
                     where=f"generation {row.generation}, {row.state}",
                     do=f"Give another name, or drop it: afterlog replays discard {request.name}",
                 )
+            planned.notes = notes
             return planned, True
     if request.name.isdigit() or len(request.name) > 100:
         raise UsageError("no name for a replay", found=repr(request.name[:120]), expected="a word that is no number")
     plan = make_plan(store, topology, request, holder)
     row = create_replay(store, request.name, write_plan(plan))
-    return Planned(row, plan), False
+    return Planned(row, plan, notes), False
 
 
 def run_replay(
@@ -95,7 +96,9 @@ def run_replay(
         summaries = bring(run, plan, goals)
         if planned.row.state == RUNNING:
             set_state(store.database, planned.generation, READY)
-    return Replayed(Planned(find_replay(store.database, planned.generation), plan), summaries, notes=run.notes)
+    return Replayed(
+        Planned(find_replay(store.database, planned.generation), plan), summaries, notes=[*planned.notes, *run.notes]
+    )
 
 
 def drop_replay(store: Store, which: int | str, holder: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
@@ -68,6 +68,8 @@ class Planned:
 
     row: ReplayRow
     plan: Plan
+    notes: list[str] = field(default_factory=list)
+    """What a person should be told of how things stood before it."""
 
     @property
     def generation(self) -> int:

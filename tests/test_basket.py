@@ -14,12 +14,14 @@ import pytest
 from deployments.console import show_json
 from storage import candidates, clocks, subject
 from storage.door import append_lines
+from storage.errors import LostDataError
 from storage.event import Event
 from storage.judge import decode
 from storage.recorded import Ticks
 from storage.settings import load_settings
 from storage.store import Store
 from storage.subject import subject_events
+from tasks.archive import archive_all
 from tasks.evidence import Evidence
 from tasks.time_machine import basket_at, fold, read_interactions
 from tasks.topology import build_topology
@@ -212,6 +214,25 @@ def test_a_tick_counts_from_its_end_on_and_is_found_by_its_time(
     assert [t.as_of for t in found if t is not None] == times
     assert all(b"TICK" in store.reader("clock", 0).line(t.offset) for t in found if t is not None)
     assert Ticks(store, "other", 0).before(10**9) == -1
+
+
+def test_of_an_archived_clock_only_that_is_fetched_where_it_looks(
+    make_store: Callable[..., Store], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("storage.recorded._BLOCK", 300)
+    store = make_store(segment_bytes=1_000)
+    for as_of in range(10, 100, 5):
+        tick(store, as_of, as_of * 10)
+        append_lines(store, "clock", [b'{"verb":"VERSION"}'] * 30)
+    archive_all(store, build_topology(store.settings), "test")
+    for path in sorted(store.directory("clock", 0).glob("*.jsonl"))[:-1]:
+        path.unlink()
+    objects = sorted((store.home / "archive" / "clock" / "0").iterdir())
+    for lost in objects[-3:]:
+        lost.unlink()
+    assert Ticks(store, "events", 0).before(159) == 15
+    with pytest.raises(LostDataError):
+        Ticks(store, "events", 0).before(940)
 
 
 @pytest.fixture

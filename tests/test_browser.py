@@ -22,6 +22,7 @@ from deployments import example
 from deployments.server import free_port
 from storage.contacts import Entry, save_contacts
 from storage.door import append_events, append_lines
+from storage.generations import LIVE, find_replay
 from storage.settings import load_settings
 from storage.store import Store
 from storage.times import now
@@ -31,6 +32,7 @@ from tests.operations import prefect_ready
 pytestmark = pytest.mark.skipif(shutil.which("chromium") is None, reason="Debian's chromium is not installed")
 WIDTHS = (1400, 800)
 CUSTOMERS = 150
+COUNTED = "By event.id, the new generation against what is live:"
 NASTY = (
     '<script>window.hacked=1</script><img src=x onerror="window.hacked=2"> a|b `c` *d*\n'
     "[e](javascript:window.hacked=3) [f](/runs) <b>g</b>"
@@ -246,6 +248,67 @@ def test_a_run_that_found_nothing_says_so_and_leaves_no_artifact(site: Site) -> 
     assert site.artifact("process")["flow_run_id"] != run["id"]
     site.open("/runs", "process: nothing new")
     site.page.get_by_text("Nothing new", exact=True).first.wait_for()
+
+
+def test_a_replay_is_asked_for_by_the_form_seen_and_approved_by_a_click(site: Site) -> None:
+    page = site.page
+    page.set_viewport_size({"width": 1400, "height": 900})
+    ask_for_a_replay(site, '{"timeout": "45m"}')
+    run = wait_for(lambda: next((r for r in site.runs("replay") if r["state_type"] == "PAUSED"), None))
+    generation = int(run["name"].rpartition(" ")[2])
+    assert run["name"] == f"replay abandonment, remind timeout=45m: generation {generation}"
+    assert run["parameters"]["settings"] == {"timeout": "45m"}
+    artifact = site.artifact("replay")
+    assert artifact["flow_run_id"] == run["id"]
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 900})
+        site.open(f"/artifacts/artifact/{artifact['id']}", "Whose inbox that would change")
+        site.keep("replay")
+        check_counts(site, generation)
+        site.open(f"/runs/flow-run/{run['id']}", "Resume")
+        page.get_by_role("button", name="Resume").first.click()
+        page.get_by_text("Whose inbox that would change").wait_for(timeout=20_000)
+        page.get_by_text("On: the new generation becomes live. Off: it is discarded.").wait_for()
+        site.keep("resume")
+        check_counts(site, generation)
+        header = page.get_by_role("columnheader", name="changed").bounding_box()
+        dialog = page.get_by_role("dialog").last.bounding_box()
+        assert header["x"] + header["width"] < dialog["x"] + dialog["width"]
+    assert site.store.live_generation("baskets") == 1
+    page.get_by_role("switch").click()
+    page.get_by_role("button", name="Submit").click()
+    wait_for(lambda: find_replay(site.store.database, generation).state == LIVE)
+    assert site.store.live_generation("baskets") == site.store.live_generation("reminders") == generation
+    wait_for(lambda: site.runs("replay")[0]["state_type"] == "COMPLETED")
+    site.open(f"/runs/flow-run/{run['id']}", f"Promoted: baskets generation {generation}")
+    site.keep("promoted")
+
+
+def check_counts(site: Site, generation: int) -> None:
+    """The table of counts is that of both generations, and each log that differs is drawn."""
+    table = site.page.locator(f"xpath=//*[normalize-space()='{COUNTED}']/following::table[1]")
+    rows = table.evaluate("table => [...table.rows].map(row => [...row.cells].map(cell => cell.innerText.trim()))")
+    counts = {row[0]: [int(cell.replace(",", "")) for cell in row[1:]] for row in rows[1:]}
+    assert list(counts) == ["baskets", "reminders"]
+    for log, (live, new, added, removed, changed, same) in counts.items():
+        found = [site.store.reader(log, 0, each) for each in (1, generation)]
+        assert [live, new] == [sum(piece.count(b"\n") for piece in one.raw(0, one.end())) for one in found]
+        assert (live - removed, new - added) == (same + changed, same + changed)
+    assert counts["baskets"][3] > 0
+    pictures = site.page.locator("img[src^='data:image/svg']")
+    assert pictures.count() == sum(any(row[2:5]) for row in counts.values())
+    assert pictures.first.evaluate("image => image.complete && image.naturalWidth") == 760
+
+
+def ask_for_a_replay(site: Site, settings: str) -> None:
+    """Fill the form of `replay` in as a person does, so that it asks, and send it."""
+    site.open(f"/deployments/deployment/{by_hand(site, 'replay')}/run", "Validate parameters")
+    site.page.locator(".p-code-input__textarea").fill(settings)
+    site.page.locator(".p-select-button__control").last.focus()
+    site.page.keyboard.press("ArrowDown")
+    site.page.get_by_role("option", name="ask").click()
+    site.keep("replay-form")
+    site.page.get_by_role("button", name="Submit").click()
 
 
 def by_hand(site: Site, flow: str) -> str:

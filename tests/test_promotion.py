@@ -16,7 +16,7 @@ from storage.brake import PAUSED, put_on, release
 from storage.commit import Position, load_position
 from storage.contacts import Entry, save_contacts
 from storage.door import append_lines
-from storage.errors import ConflictError, UsageError
+from storage.errors import AfterlogError, ConflictError, UsageError
 from storage.generations import LIVE, READY, find_replay
 from storage.locks import RunLock
 from storage.mails import MAY_HAVE_BEEN_SENT, WITHDRAWN
@@ -41,6 +41,10 @@ from tests.conftest import afterlog, log_bytes
 from tests.helpers import copy_raw_logs, process, rows_of
 from tests.test_replay import MINUTE, START, line, write
 
+BOTH_DATABASES = True
+pytestmark = pytest.mark.only("sqlite")
+EITHER = pytest.mark.only("sqlite", "postgresql")
+"""For what the database does: the one transaction, the swap, the mails that are moved."""
 LONGER = {"settings": {"timeout": "45m"}, "name": "longer"}
 
 
@@ -79,6 +83,7 @@ def history(store: Store) -> None:
     write(store, *[line(n % 6, 800 + n * 9) for n in range(60)], as_of=1400)
 
 
+@EITHER
 def test_promoted_it_is_what_it_would_have_been_and_goes_on_as_that(make_store: Callable[..., Store]) -> None:
     store = make_store()
     history(store)
@@ -155,11 +160,35 @@ def test_what_a_discarded_replay_had_in_the_archive_goes_too(make_store: Callabl
     assert not list((store.home / "logs").glob("*@*"))
 
 
-def test_rolled_back_it_is_what_it_was_and_can_be_promoted_again(store: Store) -> None:
+def test_an_archive_that_is_away_keeps_nobody_from_a_replay(make_store: Callable[..., Store]) -> None:
+    store = make_store(segment_bytes=300, batch_bytes=300, commit_bytes=300)
+    write(store, *[line(n % 6, n * 9) for n in range(40)], as_of=1000)
+    first, topology = replayed(store, **LONGER), build_topology(store.settings)
+    archive_all(store, topology, "test")
+    place, away = store.home / "archive", store.home / "away"
+    place.rename(away)
+    place.write_text("no folder")
+    with pytest.raises(AfterlogError, match="archive"):
+        drop_replay(store, first, "test")
+    planned, _ = start(store, topology, Request(name="another"), "test")
+    done = run_replay(planned, store, topology, "test")
+    assert [note.partition(":")[0] for note in done.notes] == [
+        f"what is left of generation {first}, which was discarded, could not be dropped yet"
+    ]
+    place.unlink()
+    away.rename(place)
+    planned, _ = start(store, topology, Request(name="a third"), "test")
+    assert planned.notes == []
+    assert not list((store.home / "logs").glob(f"*@{first}"))
+    assert not list(place.glob(f"*@{first}/*/*"))
+
+
+@EITHER
+def test_rolled_back_it_is_what_it_was_and_can_be_promoted_again(store: Store, database: str) -> None:
     history(store)
     replayed(store, **LONGER)
     topology = build_topology(store.settings)
-    for minutes in (1500, 2500):
+    for minutes in (1500, 2500) if database == "sqlite" else (1500,):
         promote(store, topology, "longer", "test")
         check_as_ever(store, timeout="45m")
         append_lines(store, "events", [line(n % 6, minutes + n * 6.5) for n in range(50)])
@@ -194,6 +223,7 @@ def test_what_is_not_ready_or_of_another_past_is_not_promoted(store: Store) -> N
         promote(store, topology, "other", "test")
 
 
+@EITHER
 def test_a_position_of_a_generation_that_is_no_longer_live_is_refused(store: Store) -> None:
     history(store)
     topology = build_topology(store.settings)
@@ -268,6 +298,7 @@ def deliver(store: Store) -> None:
     deliver_to_end(run)
 
 
+@EITHER
 def test_what_was_delivered_is_never_delivered_again_and_what_is_added_is_queued_once(store: Store) -> None:
     entries = [Entry("CUSTOMER", str(n), f"{n}@example.com", False) for n in (1, 2, 3, 4)]
     save_contacts(store.database, entries)
@@ -299,6 +330,7 @@ def test_what_was_delivered_is_never_delivered_again_and_what_is_added_is_queued
     assert sorted((store.home / "outbox").rglob("*.eml")) == mails
 
 
+@EITHER
 def test_mails_that_wait_are_sent_from_where_they_lie_now_and_others_are_withdrawn(store: Store) -> None:
     save_contacts(store.database, [Entry("CUSTOMER", str(n), f"{n}@example.com", False) for n in (1, 2)])
     # 2 paused for 40 minutes: live she is reminded of what she left before that, and by 45 minutes of what she left after it.
@@ -375,6 +407,7 @@ def test_nobody_is_mailed_again_within_the_gap_by_a_generation_that_does_not_kno
     assert len(list((store.home / "outbox").rglob("*.eml"))) == 1
 
 
+@EITHER
 def test_a_mail_that_may_have_been_sent_before_a_restore_is_in_doubt(store: Store) -> None:
     """Only a new generation had it, which was lost together with the row that says that it was sent."""
     save_contacts(store.database, [Entry("CUSTOMER", "1", "1@example.com", False)])

@@ -5,15 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from storage.door import append_lines
 from storage.generations import DISCARDED, LIVE, find_replay, list_replays
 from storage.settings import load_settings
 from storage.store import Store
+from tasks.local import side_by_side
+from tasks.process import follow, positions
+from tasks.run import Run
+from tasks.topology import build_topology
+from tests import processes
+from tests.conftest import ROOT, afterlog
+from tests.helpers import derived
+from tests.operations import Api, plain_environment, wait_for
 from tests.test_promotion import check_as_ever, history
+from tests.test_replay import line, write
 
 FORTY_FIVE = {"timeout": "45m"}
 
@@ -93,3 +105,69 @@ def test_a_cancelled_run_leaves_nothing_and_a_stopped_one_can_be_gone_on_with(
         assert (find_replay(store.database, "longer").state == DISCARDED) == cancelled
     assert len(list_replays(store.database)) == 1
     assert not list((store.home / "logs").glob("*@*"))
+
+
+def serve() -> None:
+    """The runner that `afterlog up` starts, with a replay's deployment alone."""
+    from deployments.definitions import DEFINITIONS, build
+    from deployments.serve import new_runner
+
+    async def run() -> None:
+        runner = new_runner(query_seconds=1)
+        replays = next(each for each in DEFINITIONS if each.flow.name == "replay")
+        await runner.aadd_deployment(await build(replays, load_settings()))
+        await runner.start()
+
+    asyncio.run(run())
+
+
+@contextlib.contextmanager
+def served(store: Store, server: str, folder: Path) -> Iterator[Api]:
+    """A runner for replays over the HOME of a store, that commit after each line: slow enough to be looked at."""
+    small = {"AFTERLOG_BATCH_BYTES": "1", "AFTERLOG_COMMIT_BYTES": "1"}
+    env = plain_environment(store.home, PREFECT_API_URL=server, PYTHONPATH=str(ROOT), **small)
+    said = folder / "runner.log"
+    process = processes.start(serve, env=env, stdout=said, stderr=said, cwd=ROOT)
+    api = Api(server)
+    try:
+        wait_for(lambda: "replay/by-hand" in api.deployments(), 60)
+        yield api
+    finally:
+        process.terminate()
+        processes.ended(process)
+        httpx.delete(f"{server}/deployments/{api.deployments()['replay/by-hand']['id']}").raise_for_status()
+
+
+@contextlib.contextmanager
+def followed(store: Store, *names: str) -> Iterator[None]:
+    """A live shift beside it."""
+    run = Run(store, build_topology(store.settings), "shift")
+    run.pulse.start()
+    thread = threading.Thread(target=lambda: side_by_side(run, names, follow))
+    thread.start()
+    try:
+        yield
+    finally:
+        run.stop.set()
+        thread.join()
+
+
+def test_a_click_on_cancel_ends_it_leaves_nothing_and_what_is_live_goes_on(
+    store: Store, server: str, tmp_path: Path
+) -> None:
+    write(store, *[line(n % 50, n * 0.5) for n in range(4000)], as_of=3000)
+    before = derived(store.home)
+    with served(store, server, tmp_path) as api, followed(store, "abandonment", "derive"):
+        run = api.start("replay/by-hand", settings=FORTY_FIVE)
+        wait_for(lambda: [p for p in positions(store, every=True) if p.generation == 2 and p.lines > 10], 90)
+        assert b"\tRUNNING\t" in afterlog(store.home, "replays", "list").stdout
+        api.post(f"/flow_runs/{run}/set_state", state={"type": "CANCELLING"})
+        assert api.finished(run)["state_type"] == "CANCELLED"
+        append_lines(store, "events", [line(1, 4000)])
+        end = store.reader("events", 0).end()
+        wait_for(lambda: {p.offset for p in positions(store) if p.processor in ("abandonment", "derive")} == {end}, 5)
+    assert find_replay(store.database, 2).state == DISCARDED
+    assert b"\tDISCARDED\t" in afterlog(store.home, "replays", "list").stdout
+    assert not list((store.home / "logs").glob("*@*"))
+    assert {p.generation for p in positions(store, every=True)} == {1}
+    assert derived(store.home) == before
