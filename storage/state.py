@@ -39,8 +39,8 @@ class StateStore(Generic[S]):
         self._database, self._checkpoint, self._cache_keys = database, checkpoint, cache_keys
         self._encode: Callable[[Any], bytes] = msgspec.msgpack.Encoder().encode
         self._decode: Callable[[bytes], S] = msgspec.msgpack.Decoder(kind).decode
-        self._cache: dict[str, S | None] = {}
-        self._changed: dict[str, tuple[int, int] | None] = {}
+        self._cache: dict[str, S | None] = {}  # as committed
+        self._changed: dict[str, tuple[S | None, tuple[int, int] | None]] = {}  # since then: few, and at hand
         with database.read() as connection:
             mine = State.checkpoint == checkpoint
             # While nothing was ever evicted, what is not in memory is not in the database either.
@@ -51,31 +51,30 @@ class StateStore(Generic[S]):
 
     def get(self, key: str) -> S | None:
         """The state under `key`, None where there is none."""
-        try:
-            return self._cache[key]
-        except KeyError:
-            if self._complete:
-                return None
+        changed = self._changed.get(key)
+        if changed is not None:
+            return changed[0]
+        found = self._cache.get(key)
+        if found is None and not self._complete:
             self.prefetch([key])
-            return self._cache[key]
+            found = self._cache[key]
+        return found
 
     def put(self, key: str, value: S, due: tuple[int, int] | None = None) -> None:
         """Set the state under `key`; `due` and a rank among equals make it found by `due_before`."""
-        self._cache[key] = value
-        self._changed[key] = due
+        self._changed[key] = (value, due)
         if due is not None and (self.earliest is None or due[0] < self.earliest):
             self.earliest = due[0]
 
     def drop(self, key: str) -> None:
         """Forget the state under `key`."""
-        self._cache[key] = None
-        self._changed[key] = None
+        self._changed[key] = (None, None)
 
     def prefetch(self, keys: Iterable[str]) -> None:
         """Read what is not in memory yet, many keys a statement."""
         if self._complete:
             return
-        missing = [key for key in keys if key not in self._cache]
+        missing = [key for key in keys if key not in self._changed and key not in self._cache]
         if not missing:
             return
         with self._database.read() as connection:
@@ -95,10 +94,10 @@ class StateStore(Generic[S]):
         """
         self._ticked = True
         # What was put since the last commit has another due by now than its row says.
-        fresh = sorted((*due, key) for key, due in self._changed.items() if due is not None and due[0] < bound)
+        fresh = sorted((*due, key) for key, (_, due) in self._changed.items() if due is not None and due[0] < bound)
         merged = heapq.merge(fresh, self._stored(bound, at_once))
         while found := list(itertools.islice(merged, at_once)):
-            yield [(key, self._cache[key]) for _, _, key in found]  # type: ignore[misc]  # what is due is there
+            yield [(key, self.get(key)) for _, _, key in found]  # type: ignore[misc]  # what is due is there
 
     def _stored(self, bound: int, at_once: int) -> Iterator[tuple[int, int, str]]:
         """Due, rank and key of the rows due before `bound` that have not changed since the last commit; read into memory."""
@@ -124,8 +123,8 @@ class StateStore(Generic[S]):
         """Write the changes since the last commit; part of the commit's transaction."""
         puts: list[tuple[Any, ...]] = []
         drops: list[tuple[Any, ...]] = []
-        for key, due in sorted(self._changed.items()):  # in the table's own order, so that neighbours share a page
-            value = self._cache[key]
+        for key in sorted(self._changed):  # in the table's own order, so that neighbours share a page
+            value, due = self._changed[key]
             if value is None:
                 drops.append((self._checkpoint, key))
             else:
@@ -137,6 +136,7 @@ class StateStore(Generic[S]):
 
     def committed(self) -> None:
         """The changes are in the database: memory may let go of them."""
+        self._cache.update([(key, value) for key, (value, _) in self._changed.items()])
         if len(self._cache) > self._cache_keys:
             recent = list(self._changed)[-self._cache_keys :]
             self._cache = {key: self._cache[key] for key in recent}
