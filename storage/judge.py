@@ -101,7 +101,8 @@ def decode(block: Block, log: str, partition: int, clock: int, max_line: int, ma
         lengths[index] = length
     limits = _Limits(max_line, max_depth)
     events, bad, clock = _judge_each(_decoded(lines, lengths, limits), block.start, clock, limits)
-    return Batch(log, partition, block.start, block.end, len(lines), events, bad, clock)
+    text = block.text or b"\n".join(lines)
+    return Batch(log, partition, block.start, block.end, len(lines), events, bad, clock, text)
 
 
 def judge(line: bytes, offset: int, clock: int, max_depth: int = MAX_DEPTH) -> Event:

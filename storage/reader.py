@@ -68,7 +68,8 @@ class PartitionReader:
         cut = data.rfind(b"\n") + 1
         if cut == 0:
             return self._oversized(handle, segment, start, stop)
-        return Block(start, start + cut, data[: cut - 1].split(b"\n"), {})
+        text = data[: cut - 1]
+        return Block(start, start + cut, text.split(b"\n"), {}, text)
 
     def line(self, offset: int) -> bytes:
         """The line at `offset`, without its newline.
@@ -76,7 +77,11 @@ class PartitionReader:
         Raises:
             LostDataError: there is none.
         """
-        self._check_in_place()
+        self.check_in_place()
+        return self.line_here(offset)
+
+    def line_here(self, offset: int) -> bytes:
+        """`line`, in the files that were there at the last `check_in_place`: for many lines at one moment."""
         if self._open is not None and self._open.base <= offset:  # most lines are short, and in the file that is open
             data = os.pread(self._handle, 1024, offset - self._open.base)
             end = data.find(b"\n")
@@ -158,7 +163,7 @@ class PartitionReader:
         )
 
     def _segment_of(self, start: int, end: int) -> Segment:
-        self._check_in_place()
+        self.check_in_place()
         if self._open is not None and self._open.base <= start:
             size = os.fstat(self._handle).st_size
             if start < self._open.base + size:
@@ -188,7 +193,7 @@ class PartitionReader:
                 do=f"The line there starts at {self.line_start(start)}",
             )
 
-    def _check_in_place(self) -> None:
+    def check_in_place(self) -> None:
         """Let go of a file whose name another has by now: a tail was cut and written again, or a backup put back."""
         if self._open is None or self._open.entry is not None:
             return
@@ -201,7 +206,7 @@ class PartitionReader:
             self._named = None
 
     def _refresh(self) -> None:
-        self._check_in_place()
+        self.check_in_place()
         while (listed := list_segments(self.directory)) != self._listed:
             segments = with_archived(self.directory, listed)
             try:

@@ -43,8 +43,8 @@ class StateStore(Generic[S]):
         self._changed: dict[str, tuple[S | None, tuple[int, int] | None]] = {}  # since then: few, and at hand
         with database.read() as connection:
             mine = State.checkpoint == checkpoint
-            # While nothing was ever evicted, what is not in memory is not in the database either.
-            self._complete = connection.execute(sa.select(sa.literal(1)).where(mine).limit(1)).first() is None  # type: ignore[arg-type]  # SQLModel's columns are plain values to the types
+            self.complete = connection.execute(sa.select(sa.literal(1)).where(mine).limit(1)).first() is None  # type: ignore[arg-type]  # SQLModel's columns are plain values to the types
+        """Whether what is not in memory is nowhere: while nothing was there at the start, nor evicted since."""
         self.earliest = self._earliest()
         """Nothing is due before this; None where nothing is due ever."""
         self._ticked = False
@@ -55,7 +55,7 @@ class StateStore(Generic[S]):
         if changed is not None:
             return changed[0]
         found = self._cache.get(key)
-        if found is None and not self._complete:
+        if found is None and not self.complete:
             self.prefetch([key])
             found = self._cache[key]
         return found
@@ -72,7 +72,7 @@ class StateStore(Generic[S]):
 
     def prefetch(self, keys: Iterable[str]) -> None:
         """Read what is not in memory yet, many keys a statement."""
-        if self._complete:
+        if self.complete:
             return
         missing = [key for key in keys if key not in self._changed and key not in self._cache]
         if not missing:
@@ -140,7 +140,7 @@ class StateStore(Generic[S]):
         if len(self._cache) > self._cache_keys:
             recent = list(self._changed)[-self._cache_keys :]
             self._cache = {key: self._cache[key] for key in recent}
-            self._complete = False
+            self.complete = False
         self._changed.clear()
         if self._ticked:
             self.earliest, self._ticked = self._earliest(), False

@@ -131,7 +131,9 @@ class PartitionFollower:
         if not self._pending_bytes:
             self._pending_since = time.thread_time()  # work, not waiting: others share the processor
         out, position, ignored = self._out, self.position, self._out.ignored
-        self.states.prefetch(self.processor.keys(batch))
+        self._earlier.check_in_place()
+        if not self.states.complete:
+            self.states.prefetch(self.processor.keys(batch))
         self.processor.process(batch, self.states, out)
         ignored = out.ignored - ignored
         if not 0 <= ignored <= len(batch.events) or len(batch.events) + len(batch.bad) != batch.lines:
@@ -163,6 +165,7 @@ class PartitionFollower:
         for due in self.states.due_before(bound, _DUE_AT_ONCE):
             if self.run.stop.is_set():
                 raise Stopped("stopped within a tick")
+            self._earlier.check_in_place()
             self.processor.tick(as_of, due, self.states, self._out)
             self._spill()
             if self._is_enough():
@@ -200,7 +203,7 @@ class PartitionFollower:
         return position.offset, position.tick_offset, position.clock, position.as_of
 
     def _new_output(self) -> Output:
-        return Output(self.processor.reads, self.partition, self._earlier.line, self.derived_source)
+        return Output(self.processor.reads, self.partition, self._earlier.line_here, self.derived_source)
 
     def _make_target(self) -> Target | None:
         log, store = self.processor.writes, self.run.store

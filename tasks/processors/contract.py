@@ -69,7 +69,10 @@ class Output:
 
     def write(self, document: Mapping[str, Any]) -> None:
         """Give one derived event, its keys in the order of `document`."""
-        line = orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE)
+        self.write_line(orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE))
+
+    def write_line(self, line: bytes) -> None:
+        """Give one derived event as its bytes, newline included: what `write` would make of it."""
         self.lines.append(line)
         self.size += len(line)
 
