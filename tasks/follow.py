@@ -35,7 +35,7 @@ class PartitionFollower:
         self.source_generation = run.generation(log)
         self.position: Position = load_position(store.database, name, self.generation, log, partition, live=run.is_live)
         self.states: StateStore[Any] = StateStore(
-            store.database, self.position.id, self.processor.state, settings.cache_keys
+            store.database, self.position.id, self.processor.state, settings.cache_keys, self.processor.due_of
         )
         self.reader = store.reader(log, partition, self.source_generation)
         self._earlier = store.reader(

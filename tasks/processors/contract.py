@@ -45,6 +45,9 @@ class States(Protocol[S]):
     def put(self, key: str, value: S, due: tuple[int, int] | None = None) -> None:
         """Set the state under `key`. `due` is what `Processor.due` is compared with, and a rank among equals."""
 
+    def put_all(self, values: Mapping[str, S]) -> None:
+        """`put` for many at once, each with the due that `Processor.due_of` says: cheaper than one by one."""
+
     def drop(self, key: str) -> None:
         """Forget the state under `key`."""
 
@@ -149,6 +152,10 @@ class Processor(Generic[S]):
     def due(self, as_of: int) -> int:
         """At a tick of `as_of`, states whose `due` is below this are due."""
         return as_of
+
+    def due_of(self, value: S) -> tuple[int, int] | None:
+        """The due of a state that was put by `put_all`, and its rank among equals; nothing but the state decides it."""
+        return None
 
     def tick(self, as_of: int, due: list[tuple[str, S]], state: States[S], out: Output) -> None:
         """Take a tick: `due` are the states that are due, in order; each must be `put` or dropped, no longer due."""
