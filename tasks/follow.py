@@ -62,8 +62,10 @@ class PartitionFollower:
             return Snapshot({self.partition: self.run.store.committed_end(log, self.partition, self.source_generation)})
         return self.clock.snapshot(log, self.partition, self.position.tick_offset)
 
-    def advance(self, snapshot: Snapshot) -> bool:
+    def advance(self, snapshot: Snapshot, *, hold: bool = False) -> bool:
         """Take everything that `snapshot` shows, and commit it; says whether there was anything.
+
+        With `hold` the last of it waits for the commit of the next call, which is to come soon.
 
         Raises:
             Stopped: the run is to stop; what was not committed will be done again.
@@ -83,7 +85,8 @@ class PartitionFollower:
         self.position.tick_offset = max(self.position.tick_offset, snapshot.clock_end)
         if self._marks() == self._committed:
             return False
-        self._commit()
+        if not hold:
+            self._commit()
         return True
 
     def unconfirmed(self) -> bool:
