@@ -70,7 +70,7 @@ class Block(msgspec.Struct, gc=False):
     end: int
     lines: list[bytes]
     oversized: dict[int, int]
-    text: bytes = b""  # the lines together, a newline between two, where they were read so
+    text: bytes = b""  # the lines together, each with its newline, where they were read so
 
 
 class Batch(msgspec.Struct, gc=False):

@@ -68,8 +68,10 @@ class PartitionReader:
         cut = data.rfind(b"\n") + 1
         if cut == 0:
             return self._oversized(handle, segment, start, stop)
-        text = data[: cut - 1]
-        return Block(start, start + cut, text.split(b"\n"), {}, text)
+        text = data if cut == len(data) else data[:cut]
+        lines = text.split(b"\n")
+        lines.pop()  # what comes after the last newline: nothing
+        return Block(start, start + cut, lines, {}, text)
 
     def line(self, offset: int) -> bytes:
         """The line at `offset`, without its newline.

@@ -142,14 +142,14 @@ class Processor(contract.Processor[Customer]):
         cause = out.line(customer.cause)
         subject = _decode_caused(cause).subject.id
         customer.flagged = True
-        customer.open.append((customer.last, customer.cause))
         # An order counts within 7 days of the abandonment, and 30 days late at most.
-        customer.open = [pair for pair in customer.open if pair[0] + RECOVER + FORGET >= inserted_at]
+        oldest = inserted_at - RECOVER - FORGET
+        customer.open = [pair for pair in (*customer.open, (customer.last, customer.cause)) if pair[0] >= oldest]
         out.write_line(
             _ABANDONED
             % (
                 orjson.dumps(contract.json_id(subject)), basket.basket_json(customer.items), customer.last, customer.started,
-                orjson.dumps(contract.verbatim(cause)), orjson.dumps(out.source(customer.cause)),
+                contract.verbatim_json(cause), orjson.dumps(out.source(customer.cause)),
                 orjson.dumps(self._id(customer.cause, "abandoned", out)), inserted_at,
             )
         )  # fmt: skip

@@ -177,6 +177,11 @@ def verbatim(raw: bytes) -> Any:
     return orjson.Fragment(raw)
 
 
+def verbatim_json(raw: bytes) -> bytes:
+    """`verbatim`, as its JSON."""
+    return raw if len(raw) <= HEAD else orjson.dumps(verbatim(raw))
+
+
 def json_id(ident: int | str) -> Any:
     """An id as its cause wrote it; orjson has no integers beyond 64 bits, so those go in as text."""
     if isinstance(ident, int) and not -(2**63) <= ident < 2**64:
