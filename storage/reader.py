@@ -98,6 +98,18 @@ class PartitionReader:
                 return data[:end] if end >= 0 else data
             size *= 8
 
+    def check_in_place(self) -> None:
+        """Let go of a file whose name another has by now: a tail was cut and written again, or a backup put back."""
+        if self._open is None or self._open.entry is not None:
+            return
+        try:
+            there = self._open.path.stat()
+        except FileNotFoundError:
+            return  # it has gone to the archive, and what is open has the same bytes; or nothing of it is committed
+        if (there.st_dev, there.st_ino) != self._inode:
+            self.close()
+            self._named = None
+
     def raw(self, start: int, end: int) -> Iterator[bytes]:
         """The bytes from `start` to `end`, in pieces, as they are."""
         while start < end:
@@ -194,18 +206,6 @@ class PartitionReader:
                 where=f"{self.name}:{start}",
                 do=f"The line there starts at {self.line_start(start)}",
             )
-
-    def check_in_place(self) -> None:
-        """Let go of a file whose name another has by now: a tail was cut and written again, or a backup put back."""
-        if self._open is None or self._open.entry is not None:
-            return
-        try:
-            there = self._open.path.stat()
-        except FileNotFoundError:
-            return  # it has gone to the archive, and what is open has the same bytes; or nothing of it is committed
-        if (there.st_dev, there.st_ino) != self._inode:
-            self.close()
-            self._named = None
 
     def _refresh(self) -> None:
         self.check_in_place()
