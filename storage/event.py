@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -68,6 +70,7 @@ class Block(msgspec.Struct, gc=False):
     end: int
     lines: list[bytes]
     oversized: dict[int, int]
+    text: bytes = b""  # the lines together, each with its newline, where they were read so
 
 
 class Batch(msgspec.Struct, gc=False):
@@ -81,6 +84,7 @@ class Batch(msgspec.Struct, gc=False):
     events: list[Event]
     bad: list[Bad]
     clock: int  # after the last line
+    text: bytes  # of all lines together, the bad ones too; from `start` on, so that an offset is a place in it
     _by_verb: dict[str, list[Event]] | None = None
 
     def by_verb(self) -> dict[str, list[Event]]:
@@ -91,6 +95,21 @@ class Batch(msgspec.Struct, gc=False):
                 groups.setdefault(event.verb, []).append(event)
             self._by_verb = groups
         return self._by_verb
+
+    def holding(self, words: Iterable[bytes]) -> list[Event]:
+        """The good events that have any of `words` in their lines, in log order: a search of all bytes at once."""
+        text, events, start = self.text, self.events, self.start
+        starts = [event.offset - start for event in events]
+        starts.append(len(text))
+        found = set()
+        for word in words:
+            at = text.find(word)
+            while at >= 0:
+                after = bisect_right(starts, at)  # at 0 it is in a bad line, and so it is beyond its event's end
+                if after and at < starts[after - 1] + len(events[after - 1].raw):
+                    found.add(after - 1)
+                at = text.find(word, starts[after])
+        return [events[index] for index in sorted(found)]
 
 
 class Rejected(Exception):

@@ -1,13 +1,13 @@
 """The one judge: every line is good, or bad for one named reason.
 
-This is its fast way: msgspec reads only what every processor needs and leaves the rest as it came. Whatever it
-stumbles over goes to `storage.slow_judge`, which looks at each field by itself and has the last word.
+This is its fast way: msgspec reads only what every processor needs and leaves the rest as it came, a whole block in one call
+where none of its lines is unusual. Whatever it stumbles over goes to `storage.slow_judge`, which looks at each field by itself and has the last word.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -26,25 +26,25 @@ class _Verb(msgspec.Struct, gc=False):
     type: str
 
 
-class _Context(msgspec.Struct, gc=False):
+class _Context(msgspec.Struct, frozen=True, gc=False):
     at: int | float | str | UnsetType = UNSET
 
 
-class _Stamp(msgspec.Struct, gc=False):
+class _Stamp(msgspec.Struct, frozen=True, gc=False):
     inserted_at: int | float | str | UnsetType = UNSET
     id: Any = None
 
 
 class _Object(msgspec.Struct, frozen=True, gc=False):
-    item: Raw | UnsetType = UNSET
+    item: Raw = Raw(b"")
 
 
 class _Wire(msgspec.Struct, gc=False):
     subject: _Subject
     verb: str | _Verb
     object: _Object = _Object()  # what is no object goes the slow way
-    context: _Context = None  # type: ignore[assignment]  # where it is missing; a null is no usable time
-    event: _Stamp = None  # type: ignore[assignment]  # likewise
+    context: _Context = _Context()  # a null is no usable time, and goes the slow way too
+    event: _Stamp = _Stamp()
 
 
 class _RawContext(msgspec.Struct):
@@ -65,7 +65,9 @@ class _Item(msgspec.Struct, gc=False):
     count: int | float = 1
 
 
-_decode_wire = msgspec.json.Decoder(_Wire).decode
+_wires = msgspec.json.Decoder(_Wire)
+_decode_wire, _decode_wires = _wires.decode, _wires.decode_lines
+_REFUSALS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 _decode_times = msgspec.json.Decoder(_RawTimes).decode
 _decode_item = msgspec.json.Decoder(_Item).decode
 
@@ -75,32 +77,32 @@ _MOST_KEPT, _LONGEST_KEPT = 20_000, 500
 _verbs: dict[str, str] = {}
 """The verbs seen first, each one object: its hash is known, and comparing it is comparing addresses."""
 _MOST_VERBS = 500
+_AT_ONCE = 128
+"""How many lines are decoded in one call, and one by one where any of them is unusual."""
+
+
+class _Limits(NamedTuple):
+    """The longest line, in bytes, and how deep one may nest."""
+
+    line: int
+    depth: int
+
+    @property
+    def plain(self) -> int:
+        """What is as short as this is not too long, and cannot nest too deeply, each bracket closed."""
+        return min(self.line, 2 * self.depth)
 
 
 def decode(block: Block, log: str, partition: int, clock: int, max_line: int, max_depth: int = MAX_DEPTH) -> Batch:
     """Judge every line of `block`; `clock` is the greatest clock or tick before it."""
-    events: list[Event] = []
-    bad: list[Bad] = []
-    offset = block.start
-    # What is as short as this cannot nest too deeply, each bracket closed; other lines are looked at one by one.
-    plain = min(max_line, 2 * max_depth) if _is_utf8(block.lines) and not block.oversized else -1
-    add, fast = events.append, _judge_fast
-    for index, line in enumerate(block.lines):
-        length = len(line)
-        try:
-            if length <= plain:
-                event = fast(line, offset, clock, max_depth)
-            else:
-                length = block.oversized.get(index, length)
-                if length > max_line:
-                    raise Rejected(f"too long: {length} bytes, at most {max_line}")
-                event = judge(line, offset, clock, max_depth)
-            clock = event.clock
-            add(event)
-        except Rejected as error:
-            bad.append(Bad(offset, str(error), length, line[:HEAD], clock))
-        offset += length + 1
-    return Batch(log, partition, block.start, block.end, len(block.lines), events, bad, clock)
+    lines = block.lines
+    lengths = list(map(len, lines))
+    for index, length in block.oversized.items():
+        lengths[index] = length
+    limits = _Limits(max_line, max_depth)
+    events, bad, clock = _judge_each(_decoded(lines, lengths, limits), block.start, clock, limits)
+    text = block.text or b"\n".join(lines)
+    return Batch(log, partition, block.start, block.end, len(lines), events, bad, clock, text)
 
 
 def judge(line: bytes, offset: int, clock: int, max_depth: int = MAX_DEPTH) -> Event:
@@ -109,52 +111,113 @@ def judge(line: bytes, offset: int, clock: int, max_depth: int = MAX_DEPTH) -> E
     Raises:
         Rejected: the line is bad; the text is its reason.
     """
-    if line.count(b"[") + line.count(b"{") > max_depth or not _is_utf8([line]):
-        return judge_slowly(line, offset, clock, max_depth)
-    return _judge_fast(line, offset, clock, max_depth)
+    limits = _Limits(len(line), max_depth)
+    events, bad, _ = _judge_each([(line, len(line), _decode_one(line, len(line), limits))], offset, clock, limits)
+    if bad:
+        raise Rejected(bad[0].reason)
+    return events[0]
 
 
-def _judge_fast(line: bytes, offset: int, clock: int, max_depth: int) -> Event:
-    """`judge` for a line that is known to be UTF-8 and not too deep."""
+def _decoded(lines: list[bytes], lengths: list[int], limits: _Limits) -> Iterator[tuple[bytes, int, _Wire | None]]:
+    """Each line with its full length and what it says: some lines at a time, so that they are judged while still at hand."""
+    for start in range(0, len(lines), _AT_ONCE):
+        some, long = lines[start : start + _AT_ONCE], lengths[start : start + _AT_ONCE]
+        yield from zip(some, long, _decode_some(some, long, limits), strict=True)
+
+
+def _decode_some(lines: list[bytes], lengths: list[int], limits: _Limits) -> list[_Wire | None]:
+    """What each line says, None where it needs a second look: all in one call, or one by one where any is unusual."""
+    longest = max(lengths)
+    if longest <= limits.plain or (
+        longest <= limits.line
+        and not any(
+            length > limits.plain and _may_be_deep(line, limits) for line, length in zip(lines, lengths, strict=True)
+        )
+    ):
+        try:
+            data = b"\n".join(lines)
+            wires: list[_Wire | None] = list(_decode_wires(data)) if _is_utf8(data) else []
+        except _REFUSALS:
+            wires = []
+        if len(wires) == len(lines):  # an event over two lines is none, and an empty line is none either
+            return wires
+    return [_decode_one(line, length, limits) for line, length in zip(lines, lengths, strict=True)]
+
+
+def _decode_one(line: bytes, length: int, limits: _Limits) -> _Wire | None:
+    if length > limits.plain and (length > limits.line or _may_be_deep(line, limits)):
+        return None
     try:
-        wire = _decode_wire(line)
-        verb: Any = wire.verb
-        if verb.__class__ is not str:
-            verb = verb.type
-        verb = _verbs.get(verb) or _keep_verb(verb)
-        item = None
-        if verb in ITEM_VERBS:
-            raw = bytes(wire.object.item)  # type: ignore[arg-type]  # a TypeError where there is none
-            item = _items.get(raw) or _read_item(raw)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, TypeError):
-        return judge_slowly(line, offset, clock, max_depth)
-    at: Any = wire.context
-    if at is not None:
-        at = at.at
-        if at.__class__ is not int or not SECONDS_BELOW <= at <= LATEST:
-            at = _time(at, line, "context.at")
-    taken = at
-    event_id: Any = None
-    stamp = wire.event
-    if stamp is not None:
-        event_id = stamp.id
-        if event_id is not None and event_id.__class__ is not str:
-            event_id = None
-        inserted_at: Any = stamp.inserted_at
-        if inserted_at.__class__ is not int or not SECONDS_BELOW <= inserted_at <= LATEST:
-            inserted_at = _time(inserted_at, line, "event.inserted_at")
-        if inserted_at is not None:
-            taken = inserted_at
-    if taken is None:
+        return _decode_wire(line) if _is_utf8(line) else None
+    except _REFUSALS:
+        return None
+
+
+def _may_be_deep(line: bytes, limits: _Limits) -> bool:
+    return line.count(b"[") + line.count(b"{") > limits.depth
+
+
+def _judge_each(
+    each: Iterable[tuple[bytes, int, _Wire | None]], offset: int, clock: int, limits: _Limits
+) -> tuple[list[Event], list[Bad], int]:
+    """The good events and the bad lines among lines, each with its full length and what it says, and the clock after them."""
+    events: list[Event] = []
+    bad: list[Bad] = []
+    add, known_verb, known_item, earliest, latest = events.append, _verbs.get, _items.get, SECONDS_BELOW, LATEST
+    at: Any
+    taken: Any
+    for line, length, wire in each:
+        try:
+            item = None
+            if wire is not None:
+                verb: Any = wire.verb
+                if verb.__class__ is not str:
+                    verb = verb.type
+                verb = known_verb(verb) or _keep_verb(verb)
+                if verb in ITEM_VERBS:
+                    raw = bytes(wire.object.item)
+                    item = known_item(raw) or _read_item(raw)
+                    if item is None:
+                        wire = None
+            if wire is None:
+                add(_look_again(line, length, offset, clock, limits))
+                clock = events[-1].clock
+            else:
+                at, stamp = wire.context.at, wire.event
+                if at.__class__ is not int or not earliest <= at <= latest:
+                    at = _time(at, line, "context.at")
+                taken = stamp.inserted_at
+                if taken.__class__ is not int or not earliest <= taken <= latest:
+                    taken = _time(taken, line, "event.inserted_at")
+                    if taken is None:
+                        taken = _only(at)
+                if taken > clock:
+                    clock = taken
+                if at is None or at > clock:
+                    at = clock
+                subject, event_id = wire.subject, stamp.id
+                ident: Any = subject.id
+                key = ident if ident.__class__ is str else str(ident)
+                if event_id is not None and event_id.__class__ is not str:
+                    event_id = None
+                add(Event(offset, line, ident, key, subject.type, verb, at, clock, item, event_id))
+        except Rejected as error:
+            bad.append(Bad(offset, str(error), length, line[:HEAD], clock))
+        offset += length + 1
+    return events, bad, clock
+
+
+def _look_again(line: bytes, length: int, offset: int, clock: int, limits: _Limits) -> Event:
+    if length > limits.line:
+        raise Rejected(f"too long: {length} bytes, at most {limits.line}")
+    return judge_slowly(line, offset, clock, limits.depth)
+
+
+def _only(at: int | None) -> int:
+    """The one time of a line without `event.inserted_at`."""
+    if at is None:
         raise Rejected("no time: neither context.at nor event.inserted_at")
-    if taken > clock:
-        clock = taken
-    if at is None or at > clock:
-        at = clock
-    subject = wire.subject
-    ident = subject.id
-    key = ident if ident.__class__ is str else str(ident)
-    return Event(offset, line, ident, key, subject.type, verb, at, clock, item, event_id)
+    return at
 
 
 def _keep_verb(verb: str) -> str:
@@ -163,8 +226,12 @@ def _keep_verb(verb: str) -> str:
     return verb
 
 
-def _read_item(raw: bytes) -> Item:
-    found = _decode_item(raw)
+def _read_item(raw: bytes) -> Item | None:
+    """The item of these bytes; None where they are none that the fast way knows."""
+    try:
+        found = _decode_item(raw)
+    except _REFUSALS:
+        return None
     ident: Any = found.id
     item = Item(ident if ident.__class__ is str else str(ident), found.count, raw)
     if len(raw) <= _LONGEST_KEPT:
@@ -189,10 +256,10 @@ def _time(value: int | float | str | UnsetType | None, line: bytes, field: str) 
     return millis
 
 
-def _is_utf8(lines: Sequence[bytes]) -> bool:
+def _is_utf8(data: bytes) -> bool:
     """msgspec does not look at the text that it skips, so this does, for a whole block at once."""
     try:
-        b"\n".join(lines).decode()
+        data.decode()
     except UnicodeDecodeError:
         return False
     return True

@@ -68,7 +68,10 @@ class PartitionReader:
         cut = data.rfind(b"\n") + 1
         if cut == 0:
             return self._oversized(handle, segment, start, stop)
-        return Block(start, start + cut, data[: cut - 1].split(b"\n"), {})
+        text = data if cut == len(data) else data[:cut]
+        lines = text.split(b"\n")
+        lines.pop()  # what comes after the last newline: nothing
+        return Block(start, start + cut, lines, {}, text)
 
     def fill(self, buffer: bytearray, start: int, end: int) -> int:
         """Read the bytes from `start` on into `buffer`, none from `end` on and none of the next file; gives how many.
@@ -93,7 +96,11 @@ class PartitionReader:
         Raises:
             LostDataError: there is none.
         """
-        self._check_in_place()
+        self.check_in_place()
+        return self.line_here(offset)
+
+    def line_here(self, offset: int) -> bytes:
+        """`line`, in the files that were there at the last `check_in_place`: for many lines at one moment."""
         if self._open is not None and self._open.base <= offset:  # most lines are short, and in the file that is open
             data = os.pread(self._handle, 1024, offset - self._open.base)
             end = data.find(b"\n")
@@ -107,6 +114,18 @@ class PartitionReader:
             if end >= 0 or len(data) < size:
                 return data[:end] if end >= 0 else data
             size *= 8
+
+    def check_in_place(self) -> None:
+        """Let go of a file whose name another has by now: a tail was cut and written again, or a backup put back."""
+        if self._open is None or self._open.entry is not None:
+            return
+        try:
+            there = self._open.path.stat()
+        except FileNotFoundError:
+            return  # it has gone to the archive, and what is open has the same bytes; or nothing of it is committed
+        if (there.st_dev, there.st_ino) != self._inode:
+            self.close()
+            self._named = None
 
     def raw(self, start: int, end: int) -> Iterator[bytes]:
         """The bytes from `start` to `end`, in pieces, as they are."""
@@ -175,7 +194,7 @@ class PartitionReader:
         )
 
     def _segment_of(self, start: int, end: int) -> Segment:
-        self._check_in_place()
+        self.check_in_place()
         if self._open is not None and self._open.base <= start:
             size = os.fstat(self._handle).st_size
             if start < self._open.base + size:
@@ -205,20 +224,8 @@ class PartitionReader:
                 do=f"The line there starts at {self.line_start(start)}",
             )
 
-    def _check_in_place(self) -> None:
-        """Let go of a file whose name another has by now: a tail was cut and written again, or a backup put back."""
-        if self._open is None or self._open.entry is not None:
-            return
-        try:
-            there = self._open.path.stat()
-        except FileNotFoundError:
-            return  # it has gone to the archive, and what is open has the same bytes; or nothing of it is committed
-        if (there.st_dev, there.st_ino) != self._inode:
-            self.close()
-            self._named = None
-
     def _refresh(self) -> None:
-        self._check_in_place()
+        self.check_in_place()
         while (listed := list_segments(self.directory)) != self._listed:
             segments = with_archived(self.directory, listed)
             try:

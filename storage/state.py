@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -14,6 +14,8 @@ from storage.database import Database
 from storage.tables import State
 
 S = TypeVar("S")
+Due = tuple[int, int]
+"""What `Processor.due` is compared with, and a rank among equals."""
 
 _UPSERT = (
     "INSERT INTO state (checkpoint, key, value, due, rank) VALUES (?, ?, ?, ?, ?) ON CONFLICT (checkpoint, key) "
@@ -35,47 +37,70 @@ class StateStore(Generic[S]):
     was part of a commit.
     """
 
-    def __init__(self, database: Database, checkpoint: int, kind: type[S], cache_keys: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        checkpoint: int,
+        kind: type[S],
+        cache_keys: int,
+        due_of: Callable[[S], Due | None] = lambda _: None,
+    ) -> None:
+        self._due_of = due_of
         self._database, self._checkpoint, self._cache_keys = database, checkpoint, cache_keys
         self._encode: Callable[[Any], bytes] = msgspec.msgpack.Encoder().encode
         self._decode: Callable[[bytes], S] = msgspec.msgpack.Decoder(kind).decode
-        self._cache: dict[str, S | None] = {}
-        self._changed: dict[str, tuple[int, int] | None] = {}
+        self._cache: dict[str, S | None] = {}  # as committed
+        self._changed: dict[str, S | None] = {}  # since then: few, and at hand
+        self._dues: dict[str, Due | None] = {}  # of those put one by one
         with database.read() as connection:
             mine = State.checkpoint == checkpoint
-            # While nothing was ever evicted, what is not in memory is not in the database either.
-            self._complete = connection.execute(sa.select(sa.literal(1)).where(mine).limit(1)).first() is None  # type: ignore[arg-type]  # SQLModel's columns are plain values to the types
-        self.earliest = self._earliest()
-        """Nothing is due before this; None where nothing is due ever."""
+            self.complete = connection.execute(sa.select(sa.literal(1)).where(mine).limit(1)).first() is None  # type: ignore[arg-type]  # SQLModel's columns are plain values to the types
+        """Whether what is not in memory is nowhere: while nothing was there at the start, nor evicted since."""
+        self._earliest, self._is_earliest = self._stored_earliest(), True
         self._ticked = False
+
+    @property
+    def earliest(self) -> int | None:
+        """Nothing is due before this; None where nothing is due ever."""
+        if not self._is_earliest:
+            for key in self._changed:
+                self._lower(self._due(key))
+            self._is_earliest = True
+        return self._earliest
 
     def get(self, key: str) -> S | None:
         """The state under `key`, None where there is none."""
-        try:
-            return self._cache[key]
-        except KeyError:
-            if self._complete:
-                return None
-            self.prefetch([key])
-            return self._cache[key]
+        found = self._changed.get(key)
+        if found is None and key not in self._changed:
+            found = self._cache.get(key)
+            if found is None and not self.complete:
+                self.prefetch([key])
+                found = self._cache[key]
+        return found
 
-    def put(self, key: str, value: S, due: tuple[int, int] | None = None) -> None:
+    def put(self, key: str, value: S, due: Due | None = None) -> None:
         """Set the state under `key`; `due` and a rank among equals make it found by `due_before`."""
-        self._cache[key] = value
-        self._changed[key] = due
-        if due is not None and (self.earliest is None or due[0] < self.earliest):
-            self.earliest = due[0]
+        self._changed[key] = value
+        self._dues[key] = due
+        self._lower(due)
+
+    def put_all(self, values: Mapping[str, S]) -> None:
+        """`put` for many at once, each with the due that `due_of` says: it is asked once, when it matters."""
+        self._changed.update(values)
+        self._is_earliest = False
+        if self._dues:
+            for key in values:
+                self._dues.pop(key, None)
 
     def drop(self, key: str) -> None:
         """Forget the state under `key`."""
-        self._cache[key] = None
-        self._changed[key] = None
+        self._changed[key] = self._dues[key] = None
 
     def prefetch(self, keys: Iterable[str]) -> None:
         """Read what is not in memory yet, many keys a statement."""
-        if self._complete:
+        if self.complete:
             return
-        missing = [key for key in keys if key not in self._cache]
+        missing = [key for key in keys if key not in self._changed and key not in self._cache]
         if not missing:
             return
         with self._database.read() as connection:
@@ -95,10 +120,10 @@ class StateStore(Generic[S]):
         """
         self._ticked = True
         # What was put since the last commit has another due by now than its row says.
-        fresh = sorted((*due, key) for key, due in self._changed.items() if due is not None and due[0] < bound)
+        fresh = sorted((*due, key) for key in self._changed if (due := self._due(key)) is not None and due[0] < bound)
         merged = heapq.merge(fresh, self._stored(bound, at_once))
         while found := list(itertools.islice(merged, at_once)):
-            yield [(key, self._cache[key]) for _, _, key in found]  # type: ignore[misc]  # what is due is there
+            yield [(key, self.get(key)) for _, _, key in found]  # type: ignore[misc]  # what is due is there
 
     def _stored(self, bound: int, at_once: int) -> Iterator[tuple[int, int, str]]:
         """Due, rank and key of the rows due before `bound` that have not changed since the last commit; read into memory."""
@@ -124,32 +149,48 @@ class StateStore(Generic[S]):
         """Write the changes since the last commit; part of the commit's transaction."""
         puts: list[tuple[Any, ...]] = []
         drops: list[tuple[Any, ...]] = []
-        for key, due in sorted(self._changed.items()):  # in the table's own order, so that neighbours share a page
-            value = self._cache[key]
+        for key in sorted(self._changed):  # in the table's own order, so that neighbours share a page
+            value = self._changed[key]
             if value is None:
                 drops.append((self._checkpoint, key))
-            else:
-                puts.append((self._checkpoint, key, self._encode(value), *(due or (None, None))))
+                continue
+            due = self._due(key)
+            self._lower(due)
+            puts.append((self._checkpoint, key, self._encode(value), *(due or (None, None))))
             if len(puts) >= _ROWS_AT_ONCE:
                 _execute(connection, _UPSERT, puts)
         _execute(connection, _UPSERT, puts)
         _execute(connection, _DELETE, drops)
+        self._is_earliest = True
 
     def committed(self) -> None:
         """The changes are in the database: memory may let go of them."""
+        self._cache.update(self._changed)
         if len(self._cache) > self._cache_keys:
             recent = list(self._changed)[-self._cache_keys :]
             self._cache = {key: self._cache[key] for key in recent}
-            self._complete = False
+            self.complete = False
         self._changed.clear()
+        self._dues.clear()
         if self._ticked:
-            self.earliest, self._ticked = self._earliest(), False
+            self._earliest, self._ticked = self._stored_earliest(), False
 
     def _remember(self, key: str, value: bytes) -> None:
         if self._cache.get(key) is None:
             self._cache[key] = self._decode(value)
 
-    def _earliest(self) -> int | None:
+    def _due(self, key: str) -> Due | None:
+        """The due of what has changed under `key`."""
+        if key in self._dues:
+            return self._dues[key]
+        value = self._changed[key]
+        return None if value is None else self._due_of(value)
+
+    def _lower(self, due: Due | None) -> None:
+        if due is not None and (self._earliest is None or due[0] < self._earliest):
+            self._earliest = due[0]
+
+    def _stored_earliest(self) -> int | None:
         wanted = sa.select(sa.func.min(State.due)).where(State.checkpoint == self._checkpoint)  # type: ignore[arg-type]  # SQLModel's columns are plain values to the types
         with self._database.read() as connection:
             found = connection.scalar(wanted)

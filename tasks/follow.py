@@ -35,7 +35,7 @@ class PartitionFollower:
         self.source_generation = run.generation(log)
         self.position: Position = load_position(store.database, name, self.generation, log, partition, live=run.is_live)
         self.states: StateStore[Any] = StateStore(
-            store.database, self.position.id, self.processor.state, settings.cache_keys
+            store.database, self.position.id, self.processor.state, settings.cache_keys, self.processor.due_of
         )
         self.reader = store.reader(log, partition, self.source_generation)
         self._earlier = store.reader(
@@ -62,8 +62,10 @@ class PartitionFollower:
             return Snapshot({self.partition: self.run.store.committed_end(log, self.partition, self.source_generation)})
         return self.clock.snapshot(log, self.partition, self.position.tick_offset)
 
-    def advance(self, snapshot: Snapshot) -> bool:
+    def advance(self, snapshot: Snapshot, *, hold: bool = False) -> bool:
         """Take everything that `snapshot` shows, and commit it; says whether there was anything.
+
+        With `hold` the last of it waits for the commit of the next call, which is to come soon.
 
         Raises:
             Stopped: the run is to stop; what was not committed will be done again.
@@ -83,7 +85,8 @@ class PartitionFollower:
         self.position.tick_offset = max(self.position.tick_offset, snapshot.clock_end)
         if self._marks() == self._committed:
             return False
-        self._commit()
+        if not hold:
+            self._commit()
         return True
 
     def unconfirmed(self) -> bool:
@@ -131,7 +134,9 @@ class PartitionFollower:
         if not self._pending_bytes:
             self._pending_since = time.thread_time()  # work, not waiting: others share the processor
         out, position, ignored = self._out, self.position, self._out.ignored
-        self.states.prefetch(self.processor.keys(batch))
+        self._earlier.check_in_place()
+        if not self.states.complete:
+            self.states.prefetch(self.processor.keys(batch))
         self.processor.process(batch, self.states, out)
         ignored = out.ignored - ignored
         if not 0 <= ignored <= len(batch.events) or len(batch.events) + len(batch.bad) != batch.lines:
@@ -163,6 +168,7 @@ class PartitionFollower:
         for due in self.states.due_before(bound, _DUE_AT_ONCE):
             if self.run.stop.is_set():
                 raise Stopped("stopped within a tick")
+            self._earlier.check_in_place()
             self.processor.tick(as_of, due, self.states, self._out)
             self._spill()
             if self._is_enough():
@@ -200,7 +206,7 @@ class PartitionFollower:
         return position.offset, position.tick_offset, position.clock, position.as_of
 
     def _new_output(self) -> Output:
-        return Output(self.processor.reads, self.partition, self._earlier.line, self.derived_source)
+        return Output(self.processor.reads, self.partition, self._earlier.line_here, self.derived_source)
 
     def _make_target(self) -> Target | None:
         log, store = self.processor.writes, self.run.store

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -18,7 +18,7 @@ from storage.store import Store
 from storage.tables import Checkpoint
 from storage.times import now, parse_time, show
 from tasks.follow import PartitionFollower
-from tasks.run import Run
+from tasks.run import COLLECTOR, Run
 
 AsOf = int | Literal["now", "log-end"]
 IDLE_WAIT = 1.0
@@ -54,8 +54,8 @@ class FinalTick:
     def __init__(self, as_of: AsOf) -> None:
         self._as_of, self._lock, self._written = as_of, threading.Lock(), False
 
-    def write(self, run: Run) -> None:
-        """Write the tick, once for the run.
+    def write(self, run: Run, taken: Sequence[Position] = ()) -> None:
+        """Write the tick, once for the run; `taken` says how far the logs have been read, committed or not.
 
         Raises:
             UsageError: its time lies ahead of the wall clock.
@@ -64,15 +64,15 @@ class FinalTick:
             if not self._written:
                 clock = Clock(run.store, run.topology.raw_logs())
                 try:
-                    clock.tick(self._time(run, clock))
+                    clock.tick(self._time(run, clock, taken))
                 finally:
                     clock.close()
                 self._written = True
 
-    def _time(self, run: Run, clock: Clock) -> int:
+    def _time(self, run: Run, clock: Clock, taken: Sequence[Position]) -> int:
         if self._as_of == "now":
             return now() - run.store.settings.settle
-        return greatest_clock(run, clock) if self._as_of == "log-end" else self._as_of
+        return greatest_clock(run, clock, taken) if self._as_of == "log-end" else self._as_of
 
 
 def parse_moment(text: str, what: str, words: str) -> int:
@@ -123,12 +123,19 @@ def process_to_end(run: Run, name: str, final: FinalTick | None) -> Summary:
         Stopped: the run is to stop.
         AfterlogError: the processor failed; what it committed stands.
     """
-    summary = Summary(name)
-    for last_round in (False, True) if final else (True,):
-        if last_round and final is not None:
-            final.write(run)
-        for partition in run.store.partitions(run.topology.reads(name)):
-            _bring(run, name, partition, summary)
+    summary, lock = Summary(name), run.lock(name)
+    with COLLECTOR.paused():
+        if lock.try_acquire():
+            try:
+                _bring_all(run, name, summary, final)
+            finally:
+                lock.release()
+            return summary
+        for last_round in (False, True) if final else (True,):
+            if last_round and final is not None:
+                final.write(run)
+            for partition in run.store.partitions(run.topology.reads(name)):
+                _bring(run, name, partition, summary)
     return summary
 
 
@@ -165,9 +172,9 @@ def positions(store: Store, *, every: bool = False) -> list[Position]:
     return [Position(**{key: value for key, value in row.items() if key != "committed_at"}) for row in rows]
 
 
-def greatest_clock(run: Run, clock: Clock) -> int:
-    """The greatest clock of the raw logs up to their ends, read on from the checkpoint that is nearest to each."""
-    known = positions(run.store)
+def greatest_clock(run: Run, clock: Clock, taken: Sequence[Position] = ()) -> int:
+    """The greatest clock of the raw logs up to their ends, read on from the checkpoint, or place `taken`, nearest to each."""
+    known = [*positions(run.store), *taken]
     greatest = 0
     for log in run.topology.raw_logs():
         for partition in run.store.partitions(log):
@@ -182,6 +189,17 @@ def greatest_clock(run: Run, clock: Clock) -> int:
             greatest = max(greatest, stamp)
     last = clock.last_tick()
     return max(greatest, last.as_of if last else 0)
+
+
+def _bring_all(run: Run, name: str, summary: Summary, final: FinalTick | None) -> None:
+    """`process_to_end` of a processor whose lock is held: the last events and the tick after them are one commit."""
+    with _followers(run, name, summary) as followers:
+        if final is not None:
+            for follower in followers:
+                follower.advance(follower.snapshot(), hold=True)
+            final.write(run, [follower.position for follower in followers])
+        while _round(run, followers, may_tick=False):
+            pass
 
 
 def _bring(run: Run, name: str, partition: int, summary: Summary) -> None:

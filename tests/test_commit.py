@@ -33,7 +33,7 @@ from storage.store import Store
 from storage.times import now
 from tasks.follow import PartitionFollower
 from tasks.local import side_by_side
-from tasks.process import AsOf, FinalTick, process_to_end, start_tick
+from tasks.process import AsOf, FinalTick, positions, process_to_end, start_tick
 from tasks.run import Run
 from tasks.status import read_status
 from tasks.topology import build_topology
@@ -451,6 +451,11 @@ class TestSettingsAndTicks:
         assert log_bytes(store.home, "clock") == clock
         assert result(store) == rows
 
+    def test_the_last_events_of_a_run_and_its_tick_are_one_commit(self, store: Store) -> None:
+        append_lines(store, "events", [add(0), add(40, 16)])
+        process_to_end(new_run(store), "abandonment", FinalTick("log-end"))
+        assert [(p.commit, p.as_of) for p in positions(store)] == [(1, T0 + 40 * 60_000)]
+
     def test_a_tick_earlier_than_the_last_counts_as_the_last(self, store: Store) -> None:
         processed(store, add(0), as_of=T0 + 60_000)
         processed(store, add(1, 16), as_of=T0 + 50_000)
@@ -757,6 +762,23 @@ class TestState:
         for key, _ in next(lists):
             states.put(key, {}, (8, 0))
         assert [[key for key, _ in found] for found in lists] == [["a", "d"]]
+
+    def test_what_was_put_together_is_due_when_the_state_says(self, store: Store) -> None:
+        states: StateStore[dict[str, Any]] = StateStore(
+            store.database, 7, dict, 10, lambda value: (value["n"], 0) if value else None
+        )
+        states.put("b", {"n": 1}, (9, 0))
+        states.put_all({"a": {"n": 5}, "b": {"n": 4}, "never": {}})
+        assert states.earliest == 4
+        assert due_keys(states, 6, 10) == [["b", "a"]]
+        states.put("a", {"n": 5}, (3, 0))
+        states.drop("b")
+        assert (states.get("b"), due_keys(states, 6, 10)) == (None, [["a"]])
+        states.put_all({"c": {"n": 2}})
+        with store.database.write() as connection:
+            states.write(connection)
+        states.committed()
+        assert (states.earliest, due_keys(states, 6, 10)) == (2, [["c", "a"]])
 
 
 def due_keys(states: StateStore[dict[str, Any]], bound: int, at_once: int) -> list[list[str]]:

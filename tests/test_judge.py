@@ -388,6 +388,28 @@ def test_one_line_in_bad_utf8_does_not_condemn_its_batch() -> None:
     assert [bad.reason for bad in batch.bad] == ["no JSON: byte 91 is not UTF-8"]
 
 
+@pytest.mark.parametrize(
+    "odd", [[b"{"], [b""], [b'{"a":', b"1}"], [line(), b"[" * 501 + b"]" * 501, b"\xff"], [b"{} {}", b""]]
+)
+def test_many_lines_judged_at_once_are_judged_as_one_by_one(odd: list[bytes]) -> None:
+    many = [line(at=str(AT + number)) for number in range(400)]
+    lines = [*many[:150], *odd, *many[150:]]
+    batch = decode(Block(0, 1, lines, {}), "events", 0, 0, LIMIT)
+    alone = [decode(Block(0, 1, [text], {}), "events", 0, 0, LIMIT) for text in lines]
+    assert [event.raw for event in batch.events] == [event.raw for one in alone for event in one.events]
+    assert [bad.reason for bad in batch.bad] == [bad.reason for one in alone for bad in one.bad]
+    assert len(batch.events) == 400 + odd.count(line())
+    assert [batch.text[event.offset :][: len(event.raw)] for event in batch.events] == [e.raw for e in batch.events]
+
+
+def test_events_that_hold_a_word_are_found_in_order_and_bad_lines_are_none() -> None:
+    one, other = line(more=', "word": 1'), line(more=', "x": "word", "word": 2')
+    lines = [b'"word"', line(), b'"word" "word"', one, other, line(), b'"word']
+    batch = decode(Block(700, 701, lines, {}), "events", 0, 0, LIMIT)
+    assert [event.raw for event in batch.holding([b'"x"', b'"word"'])] == [one, other]
+    assert batch.holding([b"nowhere"]) == []
+
+
 def test_a_line_of_the_greatest_length_is_good_and_one_byte_more_is_too_long() -> None:
     text = line(more=', "x": "' + "y" * 900 + '"')
     batch = decode(Block(0, 1, [text, text + b" "], {}), "events", 0, 0, len(text))

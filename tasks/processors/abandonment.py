@@ -22,6 +22,14 @@ RECOVER = 7 * DAY
 SYSTEM = "INTERNAL_ABDANDON_SYSTEM"  # spelt as on the wire of the system that this one stands in for
 
 
+# As `out.write` would make it of a document: there are many of these.
+_ABANDONED = (
+    b'{"subject":{"id":%b,"type":"INTERNAL_ABDANDON_SYSTEM"},"verb":{"type":"ABANDONED_BASKET"},'
+    b'"object":{"type":"BASKET","basket":%b},"context":{"at":%d,"started_at":%d,"caused_by":%b,"source":%b},'
+    b'"event":{"id":%b,"inserted_at":%d}}\n'
+)
+
+
 class Settings(msgspec.Struct, frozen=True):
     """`timeout` in milliseconds; `excluded` verbs are no interaction."""
 
@@ -93,37 +101,36 @@ class Processor(contract.Processor[Customer]):
                 if last < 0 or at > last + timeout:
                     customer.started = at
                 customer.last, customer.cause, customer.flagged = at, event.offset, False
-        for key, customer in customers.items():
-            state.put(key, customer, self._due(customer))
+        state.put_all(customers)
         out.ignored += ignored
 
     def due(self, as_of: int) -> int:
         """Baskets are due whose `last` is more than the timeout before the tick."""
         return as_of - self.settings.timeout
 
-    def tick(
-        self, as_of: int, due: list[tuple[str, Customer]], state: contract.States[Customer], out: contract.Output
-    ) -> None:
-        """Flag the baskets that are due, and let go of customers that the next event would forget anyway."""
-        for key, customer in due:
-            if self._waits(customer):
-                self._flag(customer, as_of, out)
-            if as_of > customer.last + FORGET:
-                state.drop(key)
-            else:
-                state.put(key, customer, self._due(customer))
-
-    def _waits(self, customer: Customer) -> bool:
-        return bool(customer.items) and not customer.flagged
-
-    def _due(self, customer: Customer) -> tuple[int, int]:
+    def due_of(self, value: Customer) -> tuple[int, int]:
         """What an index finds: `last` while the basket may yet be abandoned, else the day on which to forget all.
 
         Days, not moments: a tick is written whenever something is due, and forgetting is worth few of them.
         """
-        if customer.items and not customer.flagged:
-            return customer.last, customer.cause
-        return ((customer.last + FORGET) // DAY + 1) * DAY - self.settings.timeout, 0
+        if self._waits(value):
+            return value.last, value.cause
+        return ((value.last + FORGET) // DAY + 1) * DAY - self.settings.timeout, 0
+
+    def tick(
+        self, as_of: int, due: list[tuple[str, Customer]], state: contract.States[Customer], out: contract.Output
+    ) -> None:
+        """Flag the baskets that are due, and let go of customers that the next event would forget anyway."""
+        for _, customer in due:
+            if self._waits(customer):
+                self._flag(customer, as_of, out)
+        state.put_all(dict(due))
+        for key, customer in due:
+            if as_of > customer.last + FORGET:
+                state.drop(key)
+
+    def _waits(self, customer: Customer) -> bool:
+        return bool(customer.items) and not customer.flagged
 
     def _after_gap(self, event: Event, customer: Customer, out: contract.Output) -> Customer:
         """Flag what this event's clock shows to be abandoned, and forget what it shows to be too old."""
@@ -135,23 +142,17 @@ class Processor(contract.Processor[Customer]):
         cause = out.line(customer.cause)
         subject = _decode_caused(cause).subject.id
         customer.flagged = True
-        customer.open.append((customer.last, customer.cause))
         # An order counts within 7 days of the abandonment, and 30 days late at most.
-        customer.open = [pair for pair in customer.open if pair[0] + RECOVER + FORGET >= inserted_at]
-        out.write(
-            {
-                "subject": {"id": contract.json_id(subject), "type": SYSTEM},
-                "verb": {"type": "ABANDONED_BASKET"},
-                "object": {"type": "BASKET", "basket": orjson.Fragment(basket.basket_json(customer.items))},
-                "context": {
-                    "at": customer.last,
-                    "started_at": customer.started,
-                    "caused_by": contract.verbatim(cause),
-                    "source": out.source(customer.cause),
-                },
-                "event": {"id": self._id(customer.cause, "abandoned", out), "inserted_at": inserted_at},
-            }
-        )
+        oldest = inserted_at - RECOVER - FORGET
+        customer.open = [pair for pair in (*customer.open, (customer.last, customer.cause)) if pair[0] >= oldest]
+        out.write_line(
+            _ABANDONED
+            % (
+                orjson.dumps(contract.json_id(subject)), basket.basket_json(customer.items), customer.last, customer.started,
+                contract.verbatim_json(cause), orjson.dumps(out.source(customer.cause)),
+                orjson.dumps(self._id(customer.cause, "abandoned", out)), inserted_at,
+            )
+        )  # fmt: skip
 
     def _retract(self, event: Event, customer: Customer, out: contract.Output) -> None:
         flagged = (customer.last, customer.cause)

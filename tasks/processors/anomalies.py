@@ -60,7 +60,7 @@ class Processor(contract.Processor[Seen]):
         """Score and learn every measure of every event; an event that has none of them is ignored."""
         measures_of, take = self._measures.of, self._take
         learnt: dict[str, Seen] = {}
-        candidates = self._measures.among(batch.events)
+        candidates = self._measures.among(batch)
         ignored = len(batch.events) - len(candidates)
         for event in candidates:
             values = measures_of(event)

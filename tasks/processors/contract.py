@@ -45,6 +45,9 @@ class States(Protocol[S]):
     def put(self, key: str, value: S, due: tuple[int, int] | None = None) -> None:
         """Set the state under `key`. `due` is what `Processor.due` is compared with, and a rank among equals."""
 
+    def put_all(self, values: Mapping[str, S]) -> None:
+        """`put` for many at once, each with the due that `Processor.due_of` says: cheaper than one by one."""
+
     def drop(self, key: str) -> None:
         """Forget the state under `key`."""
 
@@ -69,7 +72,10 @@ class Output:
 
     def write(self, document: Mapping[str, Any]) -> None:
         """Give one derived event, its keys in the order of `document`."""
-        line = orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE)
+        self.write_line(orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE))
+
+    def write_line(self, line: bytes) -> None:
+        """Give one derived event as its bytes, newline included: what `write` would make of it."""
         self.lines.append(line)
         self.size += len(line)
 
@@ -147,6 +153,10 @@ class Processor(Generic[S]):
         """At a tick of `as_of`, states whose `due` is below this are due."""
         return as_of
 
+    def due_of(self, value: S) -> tuple[int, int] | None:
+        """The due of a state that was put by `put_all`, and its rank among equals; nothing but the state decides it."""
+        return None
+
     def tick(self, as_of: int, due: list[tuple[str, S]], state: States[S], out: Output) -> None:
         """Take a tick: `due` are the states that are due, in order; each must be `put` or dropped, no longer due."""
 
@@ -165,6 +175,11 @@ def verbatim(raw: bytes) -> Any:
     if len(raw) > HEAD:
         return {"sha256": hashlib.sha256(raw).hexdigest(), "length": len(raw)}
     return orjson.Fragment(raw)
+
+
+def verbatim_json(raw: bytes) -> bytes:
+    """`verbatim`, as its JSON."""
+    return raw if len(raw) <= HEAD else orjson.dumps(verbatim(raw))
 
 
 def json_id(ident: int | str) -> Any:
