@@ -6,6 +6,7 @@ where none of its lines is unusual. Whatever it stumbles over goes to `storage.s
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -65,8 +66,8 @@ class _Item(msgspec.Struct, gc=False):
     count: int | float = 1
 
 
-_wires = msgspec.json.Decoder(_Wire)
-_decode_wire, _decode_wires = _wires.decode, _wires.decode_lines
+_decode_wire = msgspec.json.Decoder(_Wire).decode
+_decode_wires = msgspec.json.Decoder(_Wire | int).decode_lines
 _REFUSALS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 _decode_times = msgspec.json.Decoder(_RawTimes).decode
 _decode_item = msgspec.json.Decoder(_Item).decode
@@ -79,6 +80,10 @@ _verbs: dict[str, str] = {}
 _MOST_VERBS = 500
 _AT_ONCE = 128
 """How many lines are decoded in one call, and one by one where any of them is unusual."""
+_MARK = secrets.randbits(62)
+"""A number that no line knows. It stands between two lines, since to msgspec an event may go over two of them, or two events
+stand in one: where it comes back in its places, each line is one event."""
+_BETWEEN, _MARKS = b"\n%d\n" % _MARK, [_MARK] * (_AT_ONCE - 1)
 
 
 class _Limits(NamedTuple):
@@ -135,11 +140,12 @@ def _decode_some(lines: list[bytes], lengths: list[int], limits: _Limits) -> lis
         )
     ):
         try:
-            data = b"\n".join(lines)
-            wires: list[_Wire | None] = list(_decode_wires(data)) if _is_utf8(data) else []
+            data = _BETWEEN.join(lines)
+            found = _decode_wires(data) if _is_utf8(data) else []
         except _REFUSALS:
-            wires = []
-        if len(wires) == len(lines):  # an event over two lines is none, and an empty line is none either
+            found = []
+        wires: list[Any] = found[::2]
+        if found[1::2] == _MARKS[: len(lines) - 1] and len(wires) == len(lines) and {*map(type, wires)} == {_Wire}:
             return wires
     return [_decode_one(line, length, limits) for line, length in zip(lines, lengths, strict=True)]
 

@@ -389,8 +389,12 @@ def test_one_line_in_bad_utf8_does_not_condemn_its_batch() -> None:
 
 
 @pytest.mark.parametrize(
-    "odd", [[b"{"], [b""], [b'{"a":', b"1}"], [line(), b"[" * 501 + b"]" * 501, b"\xff"], [b"{} {}", b""]]
-)
+    "odd",
+    [
+        [b"{"], [b""], [b"5"], [b'{"a":', b"1}"], [line(), b"[" * 501 + b"]" * 501, b"\xff"], [line() + b" " + line(), b""],
+        [line()[:20], line()[20:], line() + line()], [line()[:-1] + b', "x":', b"}", b" " + line() + b"\t" + line()],
+    ],
+)  # fmt: skip
 def test_many_lines_judged_at_once_are_judged_as_one_by_one(odd: list[bytes]) -> None:
     many = [line(at=str(AT + number)) for number in range(400)]
     lines = [*many[:150], *odd, *many[150:]]
