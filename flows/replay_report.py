@@ -41,9 +41,9 @@ def _inbox(impact: Impact) -> str:
     lines = [
         "### Whose inbox that would change",
         (
-            f"{impact.newly_mailed:,} people would have been mailed who were not, {impact.no_longer_mailed:,} were mailed who "
-            f"would not have been. {impact.mails_added:,} mails are added, of which {impact.too_late:,} are too old to be sent; "
-            f"{impact.mails_removed:,} are gone, of which {impact.sent_already:,} were sent."
+            f"{impact.newly_mailed:,} people would get a mail who now get none, {impact.no_longer_mailed:,} would get none who "
+            f"now get one. {impact.mails_added:,} mails are added, of which {impact.too_late:,} are too old to be sent; "
+            f"{impact.mails_removed:,} are gone, of which {impact.sent_already:,} were sent already."
         ),
     ]
     for label, names in (("Newly mailed", impact.newly), ("No longer mailed", impact.no_longer)):
