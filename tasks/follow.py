@@ -35,8 +35,9 @@ class PartitionFollower:
         self.source_generation = run.generation(log)
         self.position: Position = load_position(store.database, name, self.generation, log, partition, live=run.is_live)
         self.states: StateStore[Any] = StateStore(
-            store.database, self.position.id, self.processor.state, settings.cache_keys, self.processor.due_of
-        )
+            store.database, self.position.id, self.processor.state, settings.cache_keys,
+            lambda value: self.processor.due_of(value),  # of whichever processor there is by then: a replay turns to others
+        )  # fmt: skip
         self.reader = store.reader(log, partition, self.source_generation)
         self._earlier = store.reader(
             log, partition, self.source_generation
@@ -65,7 +66,7 @@ class PartitionFollower:
     def advance(self, snapshot: Snapshot, *, hold: bool = False) -> bool:
         """Take everything that `snapshot` shows, and commit it; says whether there was anything.
 
-        With `hold` the last of it waits for the commit of the next call, which is to come soon.
+        With `hold` the last of it waits for the commit of the next call, or for `confirm`.
 
         Raises:
             Stopped: the run is to stop; what was not committed will be done again.
@@ -86,8 +87,13 @@ class PartitionFollower:
         if self._marks() == self._committed:
             return False
         if not hold:
-            self._commit()
+            self.confirm()
         return True
+
+    def confirm(self) -> None:
+        """Commit what `advance` held."""
+        if self._marks() != self._committed:
+            self._commit()
 
     def unconfirmed(self) -> bool:
         """Whether the derived log that is followed has bytes that its own processor has not committed yet."""

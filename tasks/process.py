@@ -124,18 +124,18 @@ def process_to_end(run: Run, name: str, final: FinalTick | None) -> Summary:
         AfterlogError: the processor failed; what it committed stands.
     """
     summary, lock = Summary(name), run.lock(name)
-    with COLLECTOR.paused():
-        if lock.try_acquire():
-            try:
+    if lock.try_acquire():
+        try:
+            with COLLECTOR.paused():
                 _bring_all(run, name, summary, final)
-            finally:
-                lock.release()
-            return summary
-        for last_round in (False, True) if final else (True,):
-            if last_round and final is not None:
-                final.write(run)
-            for partition in run.store.partitions(run.topology.reads(name)):
-                _bring(run, name, partition, summary)
+        finally:
+            lock.release()
+        return summary
+    for last_round in (False, True) if final else (True,):
+        if last_round and final is not None:
+            final.write(run)
+        for partition in run.store.partitions(run.topology.reads(name)):
+            _bring(run, name, partition, summary)
     return summary
 
 
@@ -192,12 +192,20 @@ def greatest_clock(run: Run, clock: Clock, taken: Sequence[Position] = ()) -> in
 
 
 def _bring_all(run: Run, name: str, summary: Summary, final: FinalTick | None) -> None:
-    """`process_to_end` of a processor whose lock is held: the last events and the tick after them are one commit."""
+    """`process_to_end` of a processor whose lock is held: the last events and the tick after them are one commit.
+
+    Unless there are several partitions: one that fails takes nothing of another's work with it.
+    """
     with _followers(run, name, summary) as followers:
         if final is not None:
             for follower in followers:
-                follower.advance(follower.snapshot(), hold=True)
-            final.write(run, [follower.position for follower in followers])
+                follower.advance(follower.snapshot(), hold=len(followers) == 1)
+            try:
+                final.write(run, [follower.position for follower in followers])
+            except Exception:
+                for follower in followers:
+                    follower.confirm()
+                raise
         while _round(run, followers, may_tick=False):
             pass
 

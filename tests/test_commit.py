@@ -515,6 +515,36 @@ class TestOneFails:
         picked = [json.loads(text) for text in log_bytes(store.home, "picked").splitlines()]
         assert [e["context"]["caused_by"]["object"]["id"] for e in picked] == list(range(30))
 
+    def test_a_partition_that_fails_keeps_nothing_of_another_back(self, make_store: MakeStore) -> None:
+        store = make_store(partitions=2)
+        processed(store, *[shop("X", number, customer=number) for number in range(20)])
+        [segment] = store.directory("events", 1).glob("*.jsonl")
+        os.truncate(segment, 0)
+        here = next(
+            number for number in range(20) if f'{{"id": {number}, '.encode() in log_bytes(store.home, "events", 0)
+        )
+        append_lines(store, "events", [shop("ORDERED", 60, customer=here)])
+        _, failures = process(store)
+        assert {type(error) for error in failures.values()} == {LostDataError}
+        at = {p.partition: p.offset for p in positions(store) if p.processor == "abandonment"}
+        assert at[0] == len(log_bytes(store.home, "events", 0))
+
+    def test_a_tick_that_cannot_be_written_keeps_nothing_of_what_was_read_back(self, store: Store) -> None:
+        processed(store, tax(1))
+        append_lines(store, "events", [tax(2)])
+
+        def fail(step: str) -> None:
+            if step == "append-written":
+                raise OSError("the disk is full")
+
+        arm(fail)
+        try:
+            with pytest.raises(OSError, match="full"):
+                process_to_end(new_run(store), "derive", FinalTick("log-end"))
+        finally:
+            arm(None)
+        assert [p.offset for p in positions(store) if p.processor == "derive"] == [2 * len(tax(1)) + 2]
+
     def test_a_processor_that_miscounts_is_stopped_before_it_commits(
         self, make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -110,6 +110,22 @@ def test_recorded_settings_hold_again_from_where_they_held(make_store: Callable[
     assert any(e["subject"]["id"] == 2 for e in lines), "the ten minutes left no trace"
 
 
+@pytest.mark.parametrize("today", ["5m", "3h"])
+def test_what_is_to_be_forgotten_goes_by_the_settings_of_then(make_store: Callable[..., Store], today: str) -> None:
+    """Also while memory holds few of those that a tick finds: under today's settings they would be found for ever."""
+    hours = START % (24 * HOUR) // HOUR
+    orders = [line(number, (23 - hours) * 60, "ORDERED") for number in range(30)]
+    store = make_store(cache_keys=10, timeout="30m")
+    write(store, *orders, line(99, (23 - hours + 30 * 24) * 60 - 30, "VIEWED_ITEM"))
+    process(store.home, as_of="log-end", cache_keys=10, timeout="30m")
+    again(make_store(cache_keys=10, timeout=today), processors=("abandonment",))
+    query = "SELECT generation, key, due, rank FROM state JOIN checkpoint ON id = checkpoint WHERE processor = 'abandonment'"
+    with store.database.read() as connection:
+        rows = sorted(connection.exec_driver_sql(query))
+    assert [row[1:] for row in rows if row[0] == 1] == [row[1:] for row in rows if row[0] == 2]
+    assert len(rows) == 2 * 31
+
+
 def test_a_range_limits_what_is_compared(store: Store) -> None:
     write(store, *[line(n, n * 10) for n in range(10)], *[line(n, 100 + n * 10 + 40) for n in range(10)], as_of=1000)
     _, found = again(store, settings={"timeout": "120m"})

@@ -154,7 +154,7 @@ class Processor(Generic[S]):
         return as_of
 
     def due_of(self, value: S) -> tuple[int, int] | None:
-        """The due of a state that was put by `put_all`, and its rank among equals; nothing but the state decides it."""
+        """The due of a state that was put by `put_all`, and its rank among equals; the state and the settings decide it, nothing else."""
         return None
 
     def tick(self, as_of: int, due: list[tuple[str, S]], state: States[S], out: Output) -> None:
