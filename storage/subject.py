@@ -59,7 +59,8 @@ def subject_events(
     reader, ticks = search.reader(), Ticks(store, log, partition)
     try:
         found = _scan_all(search, reader, start, reader.end(), processes)
-        clocks = Clocks(Reach(reader, store.settings.max_line), ticks, found.stretches)
+        before = _stretches(search, reader, 0, start)  # what was taken there counts for the clocks, too
+        clocks = Clocks(Reach(reader, store.settings.max_line), ticks, [*before, *found.stretches])
         events = [clocks.event(offset, line) for offset, line in found.lines]
     finally:
         reader.close()

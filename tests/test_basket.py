@@ -186,6 +186,18 @@ def test_the_events_of_a_subject_are_those_that_the_judge_finds_line_by_line(
         assert as_seen(some) == as_seen([event for event in mine if event.clock <= until])
 
 
+def test_what_was_taken_before_the_start_counts_for_the_clocks_after_it(make_store: Callable[..., Store]) -> None:
+    store = make_store()
+    first = event_line(9, T + 7_200_000)
+    append_lines(store, "events", [first, event_line(15, T)])
+    [late] = subject_events(store, "events", 0, "15", start=len(first) + 1)
+    assert late.clock == T + 7_200_000
+
+
+def event_line(customer: int, at: int) -> bytes:
+    return orjson.dumps({"subject": {"id": customer, "type": "CUSTOMER"}, "verb": "X", "context": {"at": at}})
+
+
 def as_seen(events: list[Event]) -> list[tuple[Any, ...]]:
     return [(e.offset, e.raw, e.at, e.clock, e.verb) for e in events]
 

@@ -96,7 +96,7 @@ def test_a_runner_and_a_worker_register_the_same_and_do_the_same(server: str, tm
             run, derived = run_by_hand(api, home)
         finally:
             process.terminate()
-            process.wait(60)
+            process.wait(150)
         found.append(({name: as_registered(d) for name, d in registered.items()}, run, derived))
         assert bool(registered["process/shift"]["work_pool_name"]) == (way == "worker")
     runner, worker = found

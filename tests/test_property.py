@@ -59,7 +59,7 @@ BAD = [
     b'{"subject":{"id":1,"type":"CUSTOMER"},"verb":"ORDERED","context":{"at":1}}' + b" " * MAX_LINE,
 ]  # fmt: skip
 
-EXAMPLES = int(os.environ.get("AFTERLOG_TEST_EXAMPLES", "75"))
+EXAMPLES = int(os.environ.get("AFTERLOG_TEST_EXAMPLES", "60"))
 thorough = settings(
     max_examples=EXAMPLES, deadline=None, derandomize="AFTERLOG_TEST_EXAMPLES" not in os.environ, database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -1,7 +1,7 @@
 """How tests are dealt out to several processes (`pytest -n auto`); conftest.py has these hooks.
 
-Each test goes to whoever is free, but those that share a server or `afterlog up` go to one process. These begin first, then
-the long ones: they wait for most of their time, while the others compute.
+Each test goes to whoever is free, but those that share a server or `afterlog up` go to one process. What takes long waits for
+half of its time, so two of these begin, and the others come in between what computes.
 """
 
 from __future__ import annotations
@@ -24,19 +24,37 @@ SHARE = {
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Two for each processor, since tests wait as much as they compute."""
-    return 2 * (os.cpu_count() or 1)
+    """Two for each processor and one more, since tests wait as much as they compute."""
+    return 2 * (os.cpu_count() or 1) + 1
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    config.option.loadscopereorder = False  # the order is that of the items
     return _Scheduling(config, log)
 
 
 class _Scheduling(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
-        """What is dealt out as one; the largest come first."""
-        return SHARE.get(nodeid.partition("::")[0], nodeid)
+        """What is dealt out as one."""
+        return _scope(nodeid)
+
+
+def _scope(nodeid: str) -> str:
+    return SHARE.get(nodeid.partition("::")[0], nodeid)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    """What takes long, the largest first, spread over the first part of the rest."""
+    long: dict[str, list[pytest.Item]] = {}
+    short: list[pytest.Item] = []
+    for item in items:
+        scope = _scope(item.nodeid)
+        is_long = scope != item.nodeid or item.get_closest_marker("long") is not None
+        (long.setdefault(scope, []) if is_long else short).append(item)
+    every, items[:] = int(0.6 * len(short)) // (len(long) or 1), []
+    for number, group in enumerate(sorted(long.values(), key=len, reverse=True)):
+        if number > 1:
+            items += short[:every]
+            del short[:every]
+        items += group
+    items += short
