@@ -495,7 +495,7 @@ class TestRealProcesses:
             begun = time.monotonic()
             process.send_signal(signal.SIGINT)
             _, told = process.communicate(timeout=20)
-            assert time.monotonic() - begun < 1.5
+            assert time.monotonic() - begun < 5  # at once; much else may run beside it
         assert (process.returncode, told) == (130, b"")
         assert afterlog(home, "process", "--no-prefect", "--as-of", "log-end").returncode == 0
         assert log_bytes(home, "reactions").count(b"\n") == 1
