@@ -39,6 +39,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Any:
         report.longrepr = f"skipped where nothing may skip: {report.longrepr}"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _forks() -> None:
+    """Commands are forked from a server that was started where the project is."""
+    processes.begin()
+
+
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the person who runs the tests reaches them."""

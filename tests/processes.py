@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,15 @@ NOWHERE = Path(os.devnull)
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["tests.processes", "tests.test_crash"])
+
+
+def begin() -> None:
+    """Start the server that all are forked from, here and now.
+
+    It imports by the folder that we are in. Started by a test that is in another one it would import nothing, say nothing, and
+    leave a second of imports to each of its children.
+    """
+    forkserver.ensure_running()
 
 
 def command(*arguments: str) -> None:

@@ -17,10 +17,11 @@ SHARE = {
     "tests/test_flows.py": "server",
     "tests/test_flows_by_hand.py": "server",
     "tests/test_replay_flow.py": "server",
+    "tests/test_why.py::test_the_flow_answers_the_same_and_links_the_run": "server",
     "tests/test_browser.py": "browser",
     "tests/test_unattended.py": "unattended",
 }
-"""Files whose tests share something that takes long to start, by what it is."""
+"""Files, and tests, that share something that takes long to start, by what it is."""
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -40,7 +41,7 @@ class _Scheduling(LoadScopeScheduling):
 
 
 def _scope(nodeid: str) -> str:
-    return SHARE.get(nodeid.partition("::")[0], nodeid)
+    return SHARE.get(nodeid) or SHARE.get(nodeid.partition("::")[0], nodeid)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
