@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 from storage.errors import UsageError
 from storage.settings import load_settings
 from tests.conftest import afterlog, log_bytes
-from tests.operations import PREFECT, PREFECT_YAML, Api, children, plain_environment, prefect_server, wait_for
+from tests.operations import PREFECT, PREFECT_YAML, Api, plain_environment, prefect_server, wait_for
 
 SAME = (
     "name", "description", "tags", "parameters", "parameter_openapi_schema", "enforce_parameter_schema", "entrypoint",
@@ -69,6 +69,11 @@ def lines_of(home: Path, log: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log_bytes(home, log).splitlines()]
 
 
+def hear_interrupts() -> None:
+    """A process that ignores SIGINT, as one of a shell's in the background does, hands that on, and a worker would never end."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.long
 def test_a_runner_and_a_worker_register_the_same_and_do_the_same(server: str, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
@@ -91,14 +96,13 @@ def test_a_runner_and_a_worker_register_the_same_and_do_the_same(server: str, tm
                 assert done.returncode == 0, done.stdout + done.stderr
             command = [*PREFECT, "worker", "start", "--pool", "afterlog", "--type", "process"]
         with (tmp_path / f"{way}.log").open("wb") as output:
-            process = subprocess.Popen(command, cwd=elsewhere, env=env, stdout=output, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(
+                command, cwd=elsewhere, env=env, stdout=output, stderr=subprocess.STDOUT, preexec_fn=hear_interrupts
+            )
         try:
             registered = wait_for(lambda: set(api.deployments()) == NAMES and api.deployments())
             run, derived = run_by_hand(api, home)
         finally:
-            # A worker of Prefect 3.9.1 may hang for ever where its signal comes as a run's process ends.
-            wait_for(lambda process=process: not children(process.pid) or process.poll() is not None)
-            time.sleep(1)
             process.terminate()
             process.wait(60)
         found.append(({name: as_registered(d) for name, d in registered.items()}, run, derived))

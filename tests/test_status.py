@@ -198,10 +198,11 @@ def test_mails_that_are_due_and_not_sent_are_stuck_or_dead(store: Store) -> None
     line = {"subject": {"id": "UK"}, "verb": "SUBMIT_TAX", "object": {"id": 1}, "context": {"at": now()}}
     append_lines(store, "events", [json.dumps(line).encode()])
     afterlog(store.home, "process", "--no-prefect")
+    tried = time.monotonic()
     with refusing_port() as port:
         afterlog(store.home, "deliver", "--no-prefect", mail_url=f"smtp://127.0.0.1:{port}")
-    assert status(store.home)["delivery"]["due"] == 0  # its next try is 5 s away
-    assert problems(store.home, **QUICK) == []
+    found = problems(store.home, **QUICK)
+    assert found == [] or time.monotonic() - tried > 5  # until its next try
     time.sleep(6.2)
     [said] = problems(store.home, **QUICK)
     assert said.startswith("delivery is dead: 1 mails are due, the oldest for ")
