@@ -505,7 +505,7 @@ class TestKilled:
 
 
 def test_appends_processors_readers_and_two_archives_side_by_side(make_store: MakeStore) -> None:
-    """Lines come until each of the others has gone its round ten times."""
+    """Lines come until each of the others has gone its round four times."""
     store, over, failed, appended = make_store(**SMALL), threading.Event(), [], []
     rounds: Counter[str] = Counter()
 
@@ -522,7 +522,7 @@ def test_appends_processors_readers_and_two_archives_side_by_side(make_store: Ma
         return loop
 
     def append_one() -> None:
-        if len(appended) >= 100 and min(rounds[name] for name in others) >= 10:
+        if len(appended) >= 100 and min(rounds[name] for name in others) >= 4:
             over.set()
             return
         line = add(len(appended) / 7, len(appended) % 5)

@@ -520,7 +520,7 @@ class TestManyWriters:
         monkeypatch.setattr(os, "fsync", slow_fsync)
         in_threads(work, "abcdefgh")
         assert uncovered == []
-        assert 25 <= calls["fsync"] <= 120  # of 200 appends; fewer where the machine has nothing else to do
+        assert 25 <= calls["fsync"] <= 180  # of 200 appends; fewer where the machine has nothing else to do
         assert sorted(read_all(tmp_path)[1:]) == sorted(f"{a}{n}".encode() for a in "abcdefgh" for n in range(25))
 
 

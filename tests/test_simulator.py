@@ -47,6 +47,7 @@ def _finds(plant: str, seed: int) -> bool:
     return False
 
 
+@pytest.mark.long
 def test_every_promise_holds_whatever_the_seed() -> None:
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         found = [text for text in pool.map(_live, range(0, SEEDS, _PART)) if text]

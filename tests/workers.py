@@ -25,8 +25,8 @@ SHARE = {
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Two for each processor and one more, since tests wait as much as they compute."""
-    return 2 * (os.cpu_count() or 1) + 1
+    """Two for each processor, since tests wait as much as they compute."""
+    return 2 * (os.cpu_count() or 1)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
