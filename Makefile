@@ -36,7 +36,7 @@ simulate: $(INSTALLED)  ## live through one seed, or SEEDS of them from it on: m
 	@$(BIN)/python -m tests.simulator $(or $(SEED),1) $(or $(STEPS),20) $(or $(SEEDS),1)
 
 lock: $(INSTALLED)  ## pin every dependency again
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
+	$(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
 		--no-header --group dev pyproject.toml -o requirements.lock
 
 # uv takes a third of pip's time, but knows nothing of an index that stands in pip's own settings.
@@ -44,7 +44,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
 	@echo "Installing pinned versions ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV)
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock \
+	@$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock \
 		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@

@@ -193,8 +193,7 @@ def show_comparison(found: Comparison) -> None:
     if found.impact is not None:
         i = found.impact
         say(
-            f"mails: {i.mails_added} more, {i.mails_removed} fewer (of which {i.sent_already} were sent already); "
-            f"{i.newly_mailed} people would get a mail who now get none, {i.no_longer_mailed} would get none who now get one"
+            f"mails: {i.mails_added} more, {i.mails_removed} fewer (of which {i.sent_already} were sent already); {i.people}"
         )
         for label, names in (("newly mailed", i.newly), ("no longer mailed", i.no_longer)):
             if names:

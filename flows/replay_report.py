@@ -41,8 +41,7 @@ def _inbox(impact: Impact) -> str:
     lines = [
         "### Whose inbox that would change",
         (
-            f"{impact.newly_mailed:,} people would get a mail who now get none, {impact.no_longer_mailed:,} would get none who "
-            f"now get one. {impact.mails_added:,} mails are added, of which {impact.too_late:,} are too old to be sent; "
+            f"{impact.people}. {impact.mails_added:,} mails are added, of which {impact.too_late:,} are too old to be sent; "
             f"{impact.mails_removed:,} are gone, of which {impact.sent_already:,} were sent already."
         ),
     ]

@@ -102,24 +102,21 @@ class DerivedWriter:
             return file_end(self.directory)
         end, sealed = archived_end(self.directory), read_manifest(self.directory)
         if sealed and sealed[-1].end > end:
-            raise LostDataError(
-                "sealed segments of a derived log are neither here nor in the archive",
-                where=f"{self.name} in {self.directory}",
-                found=f"archived up to {end}",
-                expected=f"up to {sealed[-1].end}",
-                do="Put the partition's files back from a backup",
-            )
+            raise self._lost(
+                "sealed segments of a derived log are neither here nor in the archive", found=f"archived up to {end}",
+                expected=f"up to {sealed[-1].end}", do="Put the partition's files back from a backup",
+            )  # fmt: skip
         return end
 
     def _check_end(self, end: int, there: int) -> None:
         if there < end:
-            raise LostDataError(
-                "the derived log is shorter than its committed end",
-                where=f"{self.name} in {self.directory}",
-                found=f"{there} bytes",
-                expected=f"at least {end}",
+            raise self._lost(
+                "the derived log is shorter than its committed end", found=f"{there} bytes", expected=f"at least {end}",
                 do="Restore the newer copy of the log, or an older copy of Afterlog's database",
-            )
+            )  # fmt: skip
+
+    def _lost(self, what: str, *, found: str, expected: str, do: str) -> LostDataError:
+        return LostDataError(what, where=f"{self.name} in {self.directory}", found=found, expected=expected, do=do)
 
     def _common(self, end: int, data: bytes, there: int) -> int:
         """How many bytes of `data` are at `end` already."""

@@ -36,6 +36,14 @@ class Impact:
     too_late: int
     """Of the mails that are added: those that are past their `not_after`, and would never be sent."""
 
+    @property
+    def people(self) -> str:
+        """How many people it concerns, in words."""
+        return (
+            f"{self.newly_mailed:,} people would get a mail who now get none, "
+            f"{self.no_longer_mailed:,} would get none who now get one"
+        )
+
 
 @dataclass(frozen=True)
 class Comparison:
