@@ -93,6 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(arguments: list[str] | None) -> int:
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()  # here, where it is no news that the reader has gone
     except UsageError as error:
         say(f"afterlog: {error}")
         return 2

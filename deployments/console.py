@@ -31,6 +31,7 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
     if not sys.stdout.isatty():
         for row in (columns, *rows):
             print("\t".join(_shown(cell) for cell in row))
+        sys.stdout.flush()  # before whatever is said next, where both go into one pipe
         return
     from rich.console import Console  # only a terminal needs it, and a pipe should not wait for it
     from rich.table import Table

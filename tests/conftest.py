@@ -26,6 +26,8 @@ from tests.workers import (  # noqa: F401  # hooks of pytest
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("AFTERLOG_TEST_SHARED", ROOT.parent / "shared")) / "data"
 
+os.environ.pop("PYTHONUNBUFFERED", None)  # as a person has it: what is written may wait in a buffer
+
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real data (../shared/data) is not here")
 
 

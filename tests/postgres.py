@@ -14,6 +14,9 @@ import sqlalchemy as sa
 
 from storage.database import Database
 
+# PATH may lack the folder of what is root's; nobody else needs it.
+_RUNUSER = shutil.which("runuser", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") or "runuser"
+
 
 def find_programs() -> Path | None:
     """Where Debian keeps initdb and pg_ctl, those of the newest version; or where PATH has them."""
@@ -28,7 +31,7 @@ class Cluster:
     def __init__(self, programs: Path) -> None:
         self._programs, self._count = programs, 0
         self._folder = Path(tempfile.mkdtemp(prefix="afterlog-postgres-"))
-        self._as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+        self._as_user = [_RUNUSER, "-u", "postgres", "--"] if os.geteuid() == 0 else []
         if self._as_user:
             shutil.chown(self._folder, "postgres")
         with socket.socket() as probe:

@@ -134,8 +134,8 @@ def test_runner_and_run_killed_the_work_goes_on_and_the_dead_run_is_marked_crash
     assert goes_on(store, 150) < 150
     wait_for(lambda: _was(up, running[0]["id"], "Crashed"), 180 - (time.monotonic() - begun), 1)
     assert re.search("the runner has ended; it starts again in 1 s", up.output.read_text())
-    # It was run again, found that its successor follows, and gave way.
-    assert up.api.finished(running[0]["id"])["state_type"] == "COMPLETED"
+    # It is run again by an automation, finds that its successor follows, and gives way.
+    wait_for(lambda: up.api.run(running[0]["id"])["state_type"] == "COMPLETED", 120, 1)
     assert goes_on(store, 10) < 10
 
 
