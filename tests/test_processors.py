@@ -647,6 +647,12 @@ class TestAnomalies:
         [row] = [r for r in read_status(store, build_topology(store.settings)).processors if r.processor == "anomalies"]
         assert (row.processed, row.ignored) == ((1, 0) if measures else (0, 1))
 
+    @pytest.mark.parametrize("written", ['"a/b"', '"a\\/b"', '"a\\u002fb"'])
+    def test_a_name_is_known_however_it_is_written(self, fresh: Fresh, written: str) -> None:
+        store = fresh(anomalies={"measures": ["object.a/b"], "expected": {"object.a/b": NONE_EXPECTED}})
+        [event] = given(store, "anomalies", did("X", 0, obj=f"{{{written}: 5}}"))
+        assert event["object"]["value"] == 5
+
     @pytest.mark.parametrize("body", ["1" * 5_000, f"[{'1' * 5_000}]", "-" + "9" * 400, "1e400", '"\\ud83d\\ude00"'])
     def test_a_body_of_any_shape_stops_nobody(self, fresh: Fresh, body: str) -> None:
         store = fresh()

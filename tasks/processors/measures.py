@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections import Counter
 from collections.abc import Callable
@@ -85,6 +86,7 @@ JSON: dict[str, Callable[[bytes], float]] = {
 }
 """What is measured of a value that is no text: its bytes, all its keys, how deep it nests."""
 
+_has_short_escape = re.compile(rb'["\\/\x00-\x1f]').search
 _MISSING = Raw(b"")
 _decode_text = msgspec.json.Decoder(str).decode
 _decode_object = msgspec.json.Decoder(dict[str, Raw]).decode
@@ -150,6 +152,8 @@ class Measures:
                 self._declare(name)
         self._fields = _Fields(sorted({*self._texts, *self._jsons, *self._numbers}))
         self._words = self._fields.words
+        # How a name may be written in escapes: most have no character that has a short one, like the `\/` of a slash.
+        self._escape = b"\\" if any(_has_short_escape(word[1:-1]) for word in self._words) else b"\\u"
         line = [("object", self._fields.struct, msgspec.field(default_factory=self._fields.struct))]
         self._decode_line = msgspec.json.Decoder(msgspec.defstruct("Line", line, gc=False)).decode
 
@@ -172,8 +176,8 @@ class Measures:
 
     def among(self, batch: Batch) -> list[Event]:
         """Those in which any measure may be: a look at the bytes, much cheaper than decoding them."""
-        # A name may be written in escapes. Most logs have none at all, and one byte is found much quicker than two.
-        words = [*self._words, b"\\u"] if b"\\" in batch.text else self._words
+        # Most logs have no escapes at all, and one byte is found much quicker than two.
+        words = [*self._words, self._escape] if b"\\" in batch.text else self._words
         found = batch.holding(words)
         if not self._order_total:
             return found
