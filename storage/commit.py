@@ -16,6 +16,7 @@ from storage.derived import DerivedWriter
 from storage.errors import ConflictError
 from storage.reader import PartitionReader
 from storage.state import StateStore
+from storage.statements import execute_many
 from storage.steps import reached
 from storage.tables import Checkpoint
 from storage.times import now
@@ -123,7 +124,7 @@ def commit(
         if pending.states is not None:
             pending.states.write(connection)
         for sql, rows in pending.statements:
-            connection.execute(sa.text(sql), list(rows))
+            execute_many(connection, sql, rows)
         if target is not None and target.spilled:
             end = {"log": target.log, "generation": position.generation, "partition": position.partition}
             connection.execute(_SET_END, [{**end, "end": target.end + target.spilled}])

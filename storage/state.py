@@ -11,6 +11,7 @@ import msgspec
 import sqlalchemy as sa
 
 from storage.database import Database
+from storage.statements import execute_many, mark
 from storage.tables import State
 
 S = TypeVar("S")
@@ -18,10 +19,10 @@ Due = tuple[int, int]
 """What `Processor.due` is compared with, and a rank among equals."""
 
 _UPSERT = (
-    "INSERT INTO state (checkpoint, key, value, due, rank) VALUES (?, ?, ?, ?, ?) ON CONFLICT (checkpoint, key) "
+    "INSERT INTO state (checkpoint, key, value, due, rank) VALUES (:checkpoint, :key, :value, :due, :rank) ON CONFLICT (checkpoint, key) "
     "DO UPDATE SET value = excluded.value, due = excluded.due, rank = excluded.rank"
 )
-_DELETE = "DELETE FROM state WHERE checkpoint = ? AND key = ?"
+_DELETE = "DELETE FROM state WHERE checkpoint = :checkpoint AND key = :key"
 _DUE = sa.text(
     "SELECT key, value, due, rank FROM state WHERE checkpoint = :checkpoint AND due < :bound AND (due, rank, key) > (:due, :rank, :key) "
     "ORDER BY due, rank, key LIMIT :at_once"
@@ -107,9 +108,9 @@ class StateStore(Generic[S]):
             for start in range(0, len(missing), _CHUNK):
                 chunk = missing[start : start + _CHUNK]
                 self._cache.update(dict.fromkeys(chunk))
-                mark = _mark(connection)
-                marks = ", ".join([mark] * len(chunk))
-                sql = f"SELECT key, value FROM state WHERE checkpoint = {mark} AND key IN ({marks})"  # noqa: S608  # marks only
+                one = mark(connection)
+                marks = ", ".join([one] * len(chunk))
+                sql = f"SELECT key, value FROM state WHERE checkpoint = {one} AND key IN ({marks})"  # noqa: S608  # marks only
                 for key, value in connection.exec_driver_sql(sql, (self._checkpoint, *chunk)):
                     self._cache[key] = self._decode(value)
 
@@ -158,9 +159,10 @@ class StateStore(Generic[S]):
             self._lower(due)
             puts.append((self._checkpoint, key, self._encode(value), *(due or (None, None))))
             if len(puts) >= _ROWS_AT_ONCE:
-                _execute(connection, _UPSERT, puts)
-        _execute(connection, _UPSERT, puts)
-        _execute(connection, _DELETE, drops)
+                execute_many(connection, _UPSERT, puts)
+                puts.clear()
+        execute_many(connection, _UPSERT, puts)
+        execute_many(connection, _DELETE, drops)
         self._is_earliest = True
 
     def committed(self) -> None:
@@ -195,14 +197,3 @@ class StateStore(Generic[S]):
         with self._database.read() as connection:
             found = connection.scalar(wanted)
         return None if found is None else int(found)
-
-
-def _execute(connection: sa.Connection, sql: str, rows: list[tuple[Any, ...]]) -> None:
-    """Run a statement for many rows, past SQLAlchemy's own handling of each, which costs more than the write."""
-    if rows:
-        connection.exec_driver_sql(sql.replace("?", _mark(connection)), rows)
-        rows.clear()
-
-
-def _mark(connection: sa.Connection) -> str:
-    return "?" if connection.dialect.paramstyle == "qmark" else "%s"

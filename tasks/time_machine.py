@@ -155,8 +155,7 @@ def fold(customer: str, interactions: Sequence[Interaction], at: int | None, kno
     moment = at if at is not None else known_at
     if items and moment is not None and moment > last + abandonment.FORGET:
         notes.append(f"last there at {show(last)}, more than 30 days before: the next event would find it forgotten")
-    fields = [basket.fields(basket.stands(chain)) for chain in items.values()]
-    total = basket.total(fields)
+    total = basket.total([basket.stands(chain) for chain in items.values()])
     shown: list[dict[str, Any]] = parse_json(basket.basket_json(items))
     value = None if total is None or not math.isfinite(float(total)) else float(total)
     return Basket(customer, at, known_at, shown, value, last, made, notes)

@@ -28,6 +28,7 @@ from storage.door import append_lines
 from storage.errors import AfterlogError, ConflictError, CorruptLogError, LostDataError, NondeterminismError, Stopped
 from storage.schema import HEAD
 from storage.state import StateStore
+from storage.statements import execute_many
 from storage.steps import arm
 from storage.store import Store
 from storage.times import now
@@ -652,6 +653,16 @@ class TestDatabase:
         config = Config()
         config.set_main_option("script_location", "storage:migrations")
         assert ScriptDirectory.from_config(config).get_heads() == [HEAD]
+
+    def test_one_statement_takes_many_rows_by_name_or_in_order(self, store: Store) -> None:
+        sql = "INSERT INTO item (key, name, set_by) VALUES (:key, '100% at 12:30', :key) ON CONFLICT (key) DO NOTHING"
+        with store.database.write() as connection:
+            execute_many(connection, sql, [{"key": "1"}, {"key": "2"}])
+            execute_many(connection, sql, [("3", "4"), ("5", "6")])
+            execute_many(connection, sql, [])
+            rows = connection.execute(sa.text("SELECT key, name, set_by FROM item ORDER BY key")).all()
+        text = "100% at 12:30"
+        assert rows == [("1", text, "1"), ("2", text, "2"), ("3", text, "4"), ("5", text, "6")]
 
     @pytest.mark.only("sqlite")
     def test_sqlite_writes_ahead_and_fully_synchronised(self, store: Store) -> None:

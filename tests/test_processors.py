@@ -633,6 +633,8 @@ class TestAnomalies:
             ("X", '{"value": null, "item": {"price": null}}', {}),
             ("X", '[{"value": 5}]', {}),
             ("X", "7", {}),
+            ("X", '7, "object": {"value": 5}', {"object.value": 5}),
+            ("X", '{"value": 5}, "object": 7', {}),
             ("ORDERED", '{"basket": [{"id": 1, "price": 0.1, "count": 3}, {"id": 2, "price": 1}]}', {"order.total": 1.3}),
             ("ORDERED", '{"value": 5, "basket": [{"id": 1}]}', {"object.value": 5}),
             ("X", '{"basket": [{"id": 1, "price": 2}]}', {}),

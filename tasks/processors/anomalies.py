@@ -54,59 +54,53 @@ class Processor(contract.Processor[Seen]):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self._measures = Measures(settings.measures)
-        self._known: dict[tuple[str, str], tuple[str, Expected | None]] = {}
 
     def process(self, batch: Batch, state: contract.States[Seen], out: contract.Output) -> None:
         """Score and learn every measure of every event; an event that has none of them is ignored."""
-        measures_of, take = self._measures.of, self._take
-        learnt: dict[str, Seen] = {}
+        measures_of, root, deviations, enough = (
+            self._measures.of, math.sqrt, self.settings.deviations, self.settings.samples,
+        )  # fmt: skip
+        known: dict[tuple[str, str], tuple[Seen, Expected | None]] = {}  # of this batch
         candidates = self._measures.among(batch)
         ignored = len(batch.events) - len(candidates)
         for event in candidates:
-            values = measures_of(event)
+            values, verb = measures_of(event), event.verb
             if not values:
                 ignored += 1
             for measure, value in values:
-                take(event, measure, value, learnt, state, out)
-        for key, seen in learnt.items():
-            state.put(key, seen)
+                seen, expected = known.get((verb, measure)) or self._know(verb, measure, known, state)
+                samples = seen.samples
+                if expected is None:
+                    mean, std = seen.mean, root(seen.squares / samples) if samples else 0.0
+                else:
+                    mean, std = expected.mean, expected.std
+                if value.__class__ is bool or not -BEYOND <= value <= BEYOND:  # an infinity is beyond everything
+                    self._flag(event, measure, value, (mean, std, None), seen, out)
+                    continue
+                distance = abs(value - mean)
+                if distance > deviations * std and (expected or samples >= enough):
+                    self._flag(event, measure, value, (mean, std, distance / std if std else None), seen, out)
+                # Welford's way: one sample at a time, nothing kept of those before.
+                seen.samples = samples = samples + 1
+                delta = value - seen.mean
+                seen.mean = mean = seen.mean + delta / samples
+                seen.squares += delta * (value - mean)
+        for (verb, measure), (seen, _) in known.items():
+            if seen.samples:
+                state.put(f"{verb} {measure}", seen)
         out.ignored += ignored
+        self._measures.are_many = 4 * (len(batch.events) - ignored) > len(batch.events)
 
-    def _take(
+    def _know(
         self,
-        event: Event,
+        verb: str,
         measure: str,
-        value: Any,
-        learnt: dict[str, Seen],
+        known: dict[tuple[str, str], tuple[Seen, Expected | None]],
         state: contract.States[Seen],
-        out: contract.Output,
-    ) -> None:
-        key, expected = self._known.get((event.verb, measure)) or self._know(event.verb, measure)
-        seen = learnt.get(key)
-        if seen is None:
-            seen = state.get(key) or Seen()
-        samples = seen.samples
-        if expected is None:
-            mean, std = seen.mean, math.sqrt(seen.squares / samples) if samples else 0.0
-        else:
-            mean, std = expected.mean, expected.std
-        if value.__class__ is bool or not -BEYOND <= value <= BEYOND:  # an infinity is beyond everything
-            self._flag(event, measure, value, (mean, std, None), seen, out)
-            return
-        distance = abs(value - mean)
-        if distance > self.settings.deviations * std and (expected or samples >= self.settings.samples):
-            self._flag(event, measure, value, (mean, std, distance / std if std else None), seen, out)
-        # Welford's way: one sample at a time, nothing kept of those before.
-        seen.samples = samples + 1
-        delta = value - seen.mean
-        seen.mean += delta / seen.samples
-        seen.squares += delta * (value - seen.mean)
-        learnt[key] = seen
-
-    def _know(self, verb: str, measure: str) -> tuple[str, Expected | None]:
-        key = f"{verb} {measure}"
-        declared = self.settings.expected
-        found = self._known[verb, measure] = (key, declared.get(key) or declared.get(measure))
+    ) -> tuple[Seen, Expected | None]:
+        """What was learnt of a verb's measure, and what is declared of it."""
+        key, declared = f"{verb} {measure}", self.settings.expected
+        found = known[verb, measure] = (state.get(key) or Seen(), declared.get(key) or declared.get(measure))
         return found
 
     def _flag(

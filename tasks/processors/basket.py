@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
+from functools import lru_cache
+from typing import TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -16,11 +19,16 @@ ORDERED = "ORDERED"
 VERBS = ITEM_VERBS | {REMOVED, ORDERED}  # what may change a basket
 # Prices and counts are added and multiplied as they are written; what is out of all reach becomes infinite.
 _EXACT = Context(prec=400, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[])
-_folded: dict[bytes, bytes] = {}
-"""What was folded lately: of the same items come the same changes."""
 _MOST_KEPT, _LONGEST_KEPT = 20_000, 1_000
 
+T = TypeVar("T")
 Fields = dict[str, Raw]
+
+
+def kept(read: Callable[[bytes], T]) -> Callable[[bytes], T]:
+    """`read`, which remembers what it gave for items' bytes: a shop sells the same ones again and again."""
+    remembered = lru_cache(_MOST_KEPT)(read)
+    return lambda item: remembered(item) if len(item) <= _LONGEST_KEPT else read(item)
 
 
 class _Named(msgspec.Struct):
@@ -40,7 +48,7 @@ _decode_removed = msgspec.json.Decoder(_Removed).decode
 _decode_order = msgspec.json.Decoder(_Order).decode
 _decode_id = msgspec.json.Decoder(int | str).decode
 _decode_fields = msgspec.json.Decoder(Fields).decode
-_decode_list = msgspec.json.Decoder(list[Fields]).decode
+_decode_list = msgspec.json.Decoder(list[Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -51,8 +59,7 @@ def apply(items: dict[str, bytes], event: Event) -> None:
         if item.count <= 0:
             items.pop(item.key, None)
         elif (before := items.get(item.key)) is not None:
-            chain = before + b"\n" + item.raw
-            items[item.key] = _folded.get(chain) or _fold(chain)
+            items[item.key] = _fold(before + b"\n" + item.raw)
         else:
             items[item.key] = item.raw
     elif event.verb == ORDERED:
@@ -76,6 +83,7 @@ def stands(item: bytes) -> bytes:
     return _fold(item) if b"\n" in item else item
 
 
+@kept
 def _fold(chain: bytes) -> bytes:
     """An item as it stands after what several events carried of it, a line each: fields of a later one replace the
     earlier ones, others stay.
@@ -87,12 +95,7 @@ def _fold(chain: bytes) -> bytes:
         if "count" in fields and "count" not in carried:
             fields["count"] = Raw(b"1")  # an absent count is 1
         fields.update(carried)
-    folded = _encode(fields)
-    if len(chain) <= _LONGEST_KEPT:
-        if len(_folded) >= _MOST_KEPT:
-            _folded.clear()
-        _folded[chain] = folded
-    return folded
+    return _encode(fields)
 
 
 def basket_json(items: dict[str, bytes]) -> bytes:
@@ -103,9 +106,9 @@ def basket_json(items: dict[str, bytes]) -> bytes:
     return b"[%b]" % text
 
 
-def order_items(event: Event, items: dict[str, bytes]) -> list[Fields]:
+def order_items(event: Event, items: dict[str, bytes]) -> list[bytes]:
     """What was ordered: the basket that ORDERED carries, else the one that it empties."""
-    return _carried(_parse_order(event)) or [_decode_fields(stands(item)) for item in items.values()]
+    return _carried(_parse_order(event)) or list(map(stands, items.values()))
 
 
 def order_value(event: Event, items: dict[str, bytes]) -> Decimal | None:
@@ -113,7 +116,7 @@ def order_value(event: Event, items: dict[str, bytes]) -> Decimal | None:
     order = _parse_order(event)
     value = number(order.value) if order.value is not UNSET else None
     if value is None:
-        value = total(_carried(order) or [_decode_fields(stands(item)) for item in items.values()])
+        value = total(_carried(order) or list(map(stands, items.values())))
     return value if value is not None and math.isfinite(float(value)) else None  # JSON readers know no infinity
 
 
@@ -130,16 +133,23 @@ def item_key(item: Fields) -> str | None:
         return None
 
 
-def total(items: list[Fields]) -> Decimal | None:
+def total(items: list[bytes]) -> Decimal | None:
     """The sum of price times count; None for no items, or where a price is missing or no number."""
     result = Decimal(0)
-    for fields in items:
-        price = number(fields.get("price"))
-        count = number(fields["count"]) if "count" in fields else Decimal(1)
-        if price is None or count is None:
+    for item in items:
+        worth = _worth(item)
+        if worth is None:
             return None
-        result = _EXACT.add(result, _EXACT.multiply(price, count))
+        result = _EXACT.add(result, worth)
     return result if items else None
+
+
+@kept
+def _worth(item: bytes) -> Decimal | None:
+    fields = _decode_fields(item)
+    price = number(fields.get("price"))
+    count = number(fields["count"]) if "count" in fields else Decimal(1)
+    return None if price is None or count is None else _EXACT.multiply(price, count)
 
 
 def number(raw: Raw | None) -> Decimal | None:
@@ -155,11 +165,12 @@ def _parse_order(event: Event) -> _Order:
         return _Order()
 
 
-def _carried(order: _Order) -> list[Fields]:
+def _carried(order: _Order) -> list[bytes]:
     if order.basket is UNSET:
         return []
     try:
-        return _decode_list(order.basket)
+        items = list(map(bytes, _decode_list(order.basket)))
     except msgspec.MsgspecError:
-        # Something in it is no item, so that its total is unknown; what is no list at all counts as absent.
-        return [{}] if bytes(order.basket)[:1] == b"[" else []
+        return []  # what is no list counts as absent
+    # Where something in it is no item, its total is unknown.
+    return items if all(item[:1] == b"{" for item in items) else [b"{}"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import string
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +41,10 @@ def _counter(ascii_bytes: bytes, is_one: Callable[[str], bool]) -> Callable[[str
 
 def _top_word(text: str) -> float | None:
     words = text.casefold().split()
-    return max(Counter(words).values()) / len(words) if words else None
+    counts: dict[str, int] = {}  # of a few words this is quicker than a Counter
+    for word in words:
+        counts[word] = counts.get(word, 0) + 1
+    return max(counts.values()) / len(words) if words else None
 
 
 def _is_symbol(char: str) -> bool:
@@ -86,6 +88,8 @@ JSON: dict[str, Callable[[bytes], float]] = {
 }
 """What is measured of a value that is no text: its bytes, all its keys, how deep it nests."""
 
+Values = list[tuple[str, Any]]
+
 _has_short_escape = re.compile(rb'["\\/\x00-\x1f]').search
 _MISSING = Raw(b"")
 _decode_text = msgspec.json.Decoder(str).decode
@@ -93,42 +97,65 @@ _decode_object = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode_array = msgspec.json.Decoder(list[Raw]).decode
 
 
-class _Fields:
-    """Reads the fields at given paths of a JSON object, level by level, and nothing else of it."""
+class _Field:
+    """What to measure of one field: of a text, of another value, as a number, and of the fields within it."""
 
-    def __init__(self, paths: list[tuple[str, ...]]) -> None:
-        leaves = {path[0] for path in paths if len(path) == 1}
-        inner = {
-            name: _Fields([path[1:] for path in paths if path[0] == name and len(path) > 1])
-            for name in sorted({path[0] for path in paths if len(path) > 1})
-        }
-        names = sorted(leaves | set(inner))
+    def __init__(self) -> None:
+        self.texts: list[tuple[str, Callable[[str], float | None]]] = []
+        self.jsons: list[tuple[str, Callable[[bytes], float]]] = []
+        self.number: str | None = None
+        self.inner: dict[str, _Field] = {}
+        self.of_object = basket.kept(self._of_object)  # most objects are items
+
+    def at(self, path: list[str]) -> _Field:
+        """The field at `path` within this one, made where nothing was declared of it yet."""
+        return self.inner.setdefault(path[0], _Field()).at(path[1:]) if path else self
+
+    def words(self) -> list[bytes]:
+        """The names of the fields within it, as they are mostly written."""
+        return [f'"{name}"'.encode() for name in self.inner]
+
+    def compile(self) -> type[msgspec.Struct]:
+        """Make the decoder of the fields within it, all the way down; gives its struct."""
+        self._plan = [(f"f{index}", self.inner[name]) for index, name in enumerate(sorted(self.inner))]
         fields: list[Any] = [
-            (f"f{index}", Raw, msgspec.field(default=_MISSING, name=name)) for index, name in enumerate(names)
+            (attribute, Raw, msgspec.field(default=_MISSING, name=name))
+            for (attribute, _), name in zip(self._plan, sorted(self.inner), strict=True)
         ]
-        self.struct = msgspec.defstruct("Fields", fields, gc=False)
-        self._decode = msgspec.json.Decoder(self.struct).decode
-        self._plan = [(f"f{i}", name, name in leaves, inner.get(name)) for i, name in enumerate(names)]
-        self.words = [f'"{name}"'.encode() for name in names]
+        struct = msgspec.defstruct("Fields", fields, gc=False)
+        self._decode = msgspec.json.Decoder(struct).decode
+        for _, field in self._plan:
+            field.compile()
+        return struct
 
-    def read(self, raw: Raw | bytes, prefix: tuple[str, ...], found: list[tuple[tuple[str, ...], bytes]]) -> None:
-        """Add each path that is there to `found`, with the bytes of its value."""
-        try:
-            fields = self._decode(raw)
-        except msgspec.MsgspecError:
-            return  # no object: it has no fields
-        self.take(fields, prefix, found)
+    def of(self, literal: bytes) -> Values:
+        """Each measure of this field, and then of those within it, where it has these bytes."""
+        first = literal[:1]
+        if first == b"{" and self.inner and not self.jsons:
+            return self.of_object(literal)
+        values: Values = []
+        if first == b'"':
+            if self.texts:
+                text = _decode_text(literal)
+                values = [(name, value) for name, measure in self.texts if (value := measure(text)) is not None]
+        elif self.jsons and literal != b"null":
+            values = [(name, measure(literal)) for name, measure in self.jsons]
+        if self.number is not None and first in b"-0123456789tf":
+            values.append((self.number, _number(literal)))
+        return [*values, *self.of_object(literal)] if first == b"{" and self.inner else values
 
-    def take(self, fields: Any, prefix: tuple[str, ...], found: list[tuple[tuple[str, ...], bytes]]) -> None:
-        """`read` for what is decoded already."""
-        for attribute, name, is_leaf, inner in self._plan:
+    def of_fields(self, fields: Any) -> Values:
+        """Each measure of the fields within it, in their names' order, where they are decoded."""
+        values: Values = []
+        for attribute, field in self._plan:
             value = getattr(fields, attribute)
             if value is not _MISSING:
-                literal = bytes(value)
-                if is_leaf:
-                    found.append(((*prefix, name), literal))
-                if inner is not None and literal[:1] == b"{":
-                    inner.read(literal, (*prefix, name), found)
+                found = field.of(bytes(value))
+                values = [*values, *found] if values else found
+        return values
+
+    def _of_object(self, literal: bytes) -> Values:
+        return self.of_fields(self._decode(literal))
 
 
 class Measures:
@@ -143,39 +170,37 @@ class Measures:
     """
 
     def __init__(self, names: tuple[str, ...]) -> None:
-        self._texts: dict[tuple[str, ...], list[tuple[str, str]]] = {}
-        self._jsons: dict[tuple[str, ...], list[tuple[str, str]]] = {}
-        self._numbers: dict[tuple[str, ...], str] = {}
+        self.are_many = False
+        """Whether of the last batch more than every fourth event had one, says who asked."""
+        self._object = _Field()
         self._order_total = ORDER_TOTAL in names
         for name in names:
             if name != ORDER_TOTAL:
                 self._declare(name)
-        self._fields = _Fields(sorted({*self._texts, *self._jsons, *self._numbers}))
-        self._words = self._fields.words
-        # How a name may be written in escapes: most have no character that has a short one, like the `\/` of a slash.
+        self._words = self._object.words()
+        # How a name may be written in escapes: most have no character that has a short one, like the `\\/` of a slash.
         self._escape = b"\\" if any(_has_short_escape(word[1:-1]) for word in self._words) else b"\\u"
-        line = [("object", self._fields.struct, msgspec.field(default_factory=self._fields.struct))]
+        struct = self._object.compile()
+        line = [("object", struct, msgspec.field(default_factory=struct))]
         self._decode_line = msgspec.json.Decoder(msgspec.defstruct("Line", line, gc=False)).decode
 
-    def of(self, event: Event) -> list[tuple[str, Any]]:
+    def of(self, event: Event) -> Values:
         """Each measure's name with its value in `event`: a number, or the boolean that stands where one was expected."""
-        values: list[tuple[str, Any]] = []
+        try:
+            line: Any = self._decode_line(event.raw)
+            values = self._object.of_fields(line.object)
+        except msgspec.MsgspecError:  # `object` is no object, or one of several is none: the last counts
+            values = self._object.of(bytes(event.object))
         if self._order_total and event.verb == basket.ORDERED:
             total = basket.total(basket.order_items(event, {}))
             if total is not None:
-                values.append((ORDER_TOTAL, float(total)))
-        found: list[tuple[tuple[str, ...], bytes]] = []
-        try:
-            line: Any = self._decode_line(event.raw)
-            self._fields.take(line.object, (), found)
-        except msgspec.MsgspecError:
-            self._fields.read(event.object, (), found)
-        for path, literal in found:
-            self._measure(path, literal, values)
+                return [(ORDER_TOTAL, float(total)), *values]
         return values
 
     def among(self, batch: Batch) -> list[Event]:
-        """Those in which any measure may be: a look at the bytes, much cheaper than decoding them."""
+        """Those in which any measure may be: a look at the bytes, much cheaper than decoding them while few have one."""
+        if self.are_many:
+            return batch.events
         # Most logs have no escapes at all, and one byte is found much quicker than two.
         words = [*self._words, self._escape] if b"\\" in batch.text else self._words
         found = batch.holding(words)
@@ -190,22 +215,11 @@ class Measures:
         if head != "object" or not path or not all(path):
             raise ValueError(f"a measure is a path from `object`, or `{ORDER_TOTAL}`; found {name!r}")
         if len(path) > 2 and path[-2] == "json" and path[-1] in JSON:
-            self._jsons.setdefault(tuple(path[:-2]), []).append((name, path[-1]))
+            self._object.at(path[:-2]).jsons.append((name, JSON[path[-1]]))
         elif len(path) > 1 and path[-1] in TEXT:
-            self._texts.setdefault(tuple(path[:-1]), []).append((name, path[-1]))
+            self._object.at(path[:-1]).texts.append((name, TEXT[path[-1]]))
         else:
-            self._numbers[tuple(path)] = name
-
-    def _measure(self, path: tuple[str, ...], literal: bytes, values: list[tuple[str, Any]]) -> None:
-        first = literal[:1]
-        if first == b'"':
-            if (kinds := self._texts.get(path)) is not None:
-                text = _decode_text(literal)
-                values += [(name, value) for name, kind in kinds if (value := TEXT[kind](text)) is not None]
-        elif path in self._jsons and literal != b"null":
-            values += [(name, JSON[kind](literal)) for name, kind in self._jsons[path]]
-        if path in self._numbers and first in b"-0123456789tf":
-            values.append((self._numbers[path], _number(literal)))
+            self._object.at(path).number = name
 
 
 def _number(literal: bytes) -> float | bool:

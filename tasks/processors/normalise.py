@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from decimal import Decimal
+from operator import itemgetter
 from typing import Any
 
 import msgspec
-from msgspec import Raw
 
 from storage.event import Batch, Event
 from tasks.processors import basket, contract
@@ -52,9 +52,10 @@ class Processor(contract.Processor[Current]):
 
     def __init__(self, settings: msgspec.Struct | None = None) -> None:
         super().__init__(settings)
-        self._customers: dict[str, tuple[Current, str]] = {}
-        self._items: dict[str, dict[str, Any]] = {}
-        self._lines: dict[tuple[str, str], tuple[bytes | None, str]] = {}
+        # As they stand, each with the offset of the event that last set it.
+        self._customers: dict[str, tuple[Current, int]] = {}
+        self._items: dict[str, tuple[bytes, int]] = {}
+        self._lines: dict[tuple[str, str], tuple[bytes | None, int]] = {}
         self._orders: list[dict[str, Any]] = []
         self._order_lines: list[dict[str, Any]] = []
 
@@ -62,37 +63,60 @@ class Processor(contract.Processor[Current]):
         """The customers of the batch."""
         return {event.key for event in batch.events if event.type == "CUSTOMER"}
 
-    def event(self, event: Event, state: contract.States[Current], out: contract.Output) -> None:
-        """Take what a customer did."""
-        if event.type != "CUSTOMER":
-            out.ignored += 1
-            return
-        set_by = f"{out.log}:{out.partition}:{event.offset}"
-        current = state.get(event.key) or Current(event.at, event.at)
-        current.first_at, current.last_at = min(current.first_at, event.at), max(current.last_at, event.at)
-        if event.verb == basket.ORDERED:
-            self._order(event, current, set_by)
-        before = list(current.items) if event.verb == basket.ORDERED else ()
-        basket.apply(current.items, event)
-        self._note(event, current, before, set_by)
-        self._customers[event.key] = (current, set_by)
-        state.put(event.key, current)
+    def process(self, batch: Batch, state: contract.States[Current], out: contract.Output) -> None:
+        """Take what customers did; what the rows say of it is worked out once, in `flush`."""
+        touched: dict[str, Current] = {}  # customers of this batch, as they stand
+        known, noted = touched.get, self._customers
+        ignored = 0
+        for event in batch.events:
+            if event.type != "CUSTOMER":
+                ignored += 1
+                continue
+            key, at, item, verb = event.key, event.at, event.item, event.verb
+            offset = event.offset
+            current = known(key)
+            if current is None:
+                current = touched[key] = state.get(key) or Current(at, at)
+            if at < current.first_at:
+                current.first_at = at
+            elif at > current.last_at:
+                current.last_at = at
+            if item is not None:
+                basket.apply(current.items, event)
+                self._lines[key, item.key] = (current.items.get(item.key), offset)
+                self._items[item.key] = (item.raw, offset)
+            elif verb == basket.ORDERED:
+                self._order(event, current, f"{out.log}:{out.partition}:{offset}")
+            elif verb == basket.REMOVED:
+                self._remove(event, current)
+            noted[key] = (current, offset)
+        state.put_all(touched)
+        out.ignored += ignored
 
     def flush(self, out: contract.Output) -> None:
         """Give the statements that bring the rows up to what was taken since the last commit."""
-        gone = [{"customer": c, "item": i} for (c, i), (stored, _) in self._lines.items() if stored is None]
+        place = f"{out.log}:{out.partition}:"
+        lines = sorted(
+            self._lines.items(), key=itemgetter(0)
+        )  # in the tables' own order, so that neighbours share a page
+        gone = [{"customer": c, "item": i} for (c, i), (stored, _) in lines if stored is None]
         kept = [
-            {"customer": customer, **_line(item, stored, set_by)}
-            for (customer, item), (stored, set_by) in self._lines.items()
+            {"customer": customer, **_line(_facts(basket.stands(stored)), f"{place}{by}")}
+            for (customer, _), (stored, by) in lines
             if stored is not None
         ]
+        items = [
+            {"key": key, "name": facts.name, "price": facts.price, "set_by": f"{place}{by}"}
+            for key, (raw, by) in sorted(self._items.items(), key=itemgetter(0))
+            for facts in [_facts(raw)]
+        ]
         customers = [
-            {"key": key, "first_at": now.first_at, "last_at": now.last_at, "set_by": set_by}
-            for key, (now, set_by) in self._customers.items()
+            {"key": key, "first_at": now.first_at, "last_at": now.last_at, "set_by": f"{place}{by}"}
+            for key, (now, by) in sorted(self._customers.items(), key=itemgetter(0))
         ]
         rows = (
             (CUSTOMER, customers),
-            (ITEM, list(self._items.values())),
+            (ITEM, items),
             (ORDER, self._orders),
             (ORDER_LINE, self._order_lines),
             (NO_BASKET_LINE, gone),
@@ -102,51 +126,51 @@ class Processor(contract.Processor[Current]):
         self._customers, self._items, self._lines = {}, {}, {}
         self._orders, self._order_lines = [], []
 
-    def _note(self, event: Event, current: Current, before: Iterable[str], set_by: str) -> None:
-        """Remember which lines of the basket, and which item, this event has set."""
-        if event.item is not None:
-            key = event.item.key
-            stored = current.items.get(key)
-            self._lines[event.key, key] = (stored, set_by)
-            fields = basket.fields(event.item.raw)
-            self._items[key] = {"key": key, "name": _name(fields), "price": _price(fields), "set_by": set_by}
-        elif event.verb == basket.REMOVED:
-            removed = basket.removed_key(event)
-            if removed is not None:
-                self._lines[event.key, removed] = (None, set_by)
-        for key in before:
-            self._lines[event.key, key] = (None, set_by)
+    def _remove(self, event: Event, current: Current) -> None:
+        basket.apply(current.items, event)
+        removed = basket.removed_key(event)
+        if removed is not None:
+            self._lines[event.key, removed] = (None, event.offset)
 
     def _order(self, event: Event, current: Current, set_by: str) -> None:
         value = basket.order_value(event, current.items)
         self._orders.append(
             {"id": set_by, "customer": event.key, "at": event.at, "value": _money(value), "set_by": set_by}
         )
-        lines = ((basket.item_key(fields), fields) for fields in basket.order_items(event, current.items))
-        known = [(key, fields) for key, fields in lines if key is not None]
+        known = [item for item in basket.order_items(event, current.items) if _facts(item).key is not None]
         self._order_lines += [
-            {"order_id": set_by, "position": position, **_columns(key, fields, set_by)}
-            for position, (key, fields) in enumerate(known, 1)
+            {"order_id": set_by, "position": position, **_line(_facts(item), set_by)}
+            for position, item in enumerate(known, 1)
         ]
+        for key in current.items:
+            self._lines[event.key, key] = (None, event.offset)
+        basket.apply(current.items, event)
 
 
-def _line(item: str, stored: bytes, set_by: str) -> dict[str, Any]:
-    return _columns(item, basket.fields(basket.stands(stored)), set_by)
+class _Facts(msgspec.Struct, frozen=True):
+    """What the columns say of an item."""
+
+    key: str | None
+    name: str | None
+    price: str | None
+    count: float
 
 
-def _columns(item: str, fields: basket.Fields, set_by: str) -> dict[str, Any]:
-    return {
-        "item": item, "name": _name(fields), "price": _price(fields), "count": _count(fields.get("count")), "set_by": set_by,
-    }  # fmt: skip
+@basket.kept
+def _facts(item: bytes) -> _Facts:
+    fields = basket.fields(item)
+    name = bytes(fields.get("name", b"null"))
+    count = basket.number(fields.get("count"))
+    return _Facts(
+        basket.item_key(fields),
+        msgspec.json.decode(name, type=str) if name[:1] == b'"' else None,
+        _money(basket.number(fields.get("price"))),
+        1.0 if count is None else float(count),
+    )
 
 
-def _name(fields: basket.Fields) -> str | None:
-    raw = bytes(fields.get("name", b"null"))
-    return msgspec.json.decode(raw, type=str) if raw[:1] == b'"' else None
-
-
-def _price(fields: basket.Fields) -> str | None:
-    return _money(basket.number(fields.get("price")))
+def _line(item: _Facts, set_by: str) -> dict[str, Any]:
+    return {"item": item.key, "name": item.name, "price": item.price, "count": item.count, "set_by": set_by}
 
 
 def _money(value: Decimal | None) -> str | None:
@@ -154,8 +178,3 @@ def _money(value: Decimal | None) -> str | None:
     if value is None or not value.is_finite() or value.copy_abs() >= _LARGEST:
         return None
     return str(value.quantize(_MICRO))
-
-
-def _count(raw: Raw | None) -> float:
-    number = basket.number(raw)
-    return 1.0 if number is None else float(number)
