@@ -82,6 +82,7 @@ def main() -> None:
             store.database, [Entry("CUSTOMER", f"p{i}", f"p{i}@example.com", False) for i in range(int(seconds) + 60)]
         )
         seen = _live(store, env, arguments, seconds)
+        assert seen.events > 0.98 * seconds * arguments.rate, "the traffic was less than what was wanted"
         _finish(home, env, inbox, seen)
         mails = {mail.envelope.rcpt_tos[0].partition("@")[0]: mail.accepted for mail in inbox}
         _tell(seen, mails, home)
@@ -167,9 +168,11 @@ def _event(verb: str, customer: str, obj: dict[str, Any]) -> dict[str, Any]:
 
 
 def _watch(store: Store, seen: Seen, stop: threading.Event) -> None:
-    """When the email of each probe could be read."""
-    reader, offset = store.reader("reactions", 0), 0
-    while not stop.wait(0.005) or seen.appended.keys() - seen.readable.keys():
+    """When the email of each probe could be read; a minute longer than probes come."""
+    reader, offset, until = store.reader("reactions", 0), 0, 0.0
+    while not stop.wait(0.005) or (len(seen.readable) < len(seen.appended) and time.time() < until):
+        if not stop.is_set():
+            until = time.time() + 60
         end = store.committed_end("reactions", 0)
         if end > offset:
             wall = time.time()
