@@ -5,7 +5,7 @@ The order is the guarantee. Whatever dies in between, the next run begins at the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from storage.tables import Checkpoint
 from storage.times import now
 from storage.written_by import Author, note
 
-Statement = tuple[str, Sequence[Mapping[str, Any]]]
+Statement = tuple[str, Iterable[Mapping[str, Any]]]
 
 _SET_END = sa.text(
     'INSERT INTO committed_end (log, generation, partition, "end") VALUES (:log, :generation, :partition, :end) '

@@ -28,7 +28,6 @@ _DUE = sa.text(
     "ORDER BY due, rank, key LIMIT :at_once"
 )
 _CHUNK = 500
-_ROWS_AT_ONCE = 2_000
 
 
 class StateStore(Generic[S]):
@@ -148,21 +147,9 @@ class StateStore(Generic[S]):
 
     def write(self, connection: sa.Connection) -> None:
         """Write the changes since the last commit; part of the commit's transaction."""
-        puts: list[tuple[Any, ...]] = []
-        drops: list[tuple[Any, ...]] = []
-        for key in sorted(self._changed):  # in the table's own order, so that neighbours share a page
-            value = self._changed[key]
-            if value is None:
-                drops.append((self._checkpoint, key))
-                continue
-            due = self._due(key)
-            self._lower(due)
-            puts.append((self._checkpoint, key, self._encode(value), *(due or (None, None))))
-            if len(puts) >= _ROWS_AT_ONCE:
-                execute_many(connection, _UPSERT, puts)
-                puts.clear()
-        execute_many(connection, _UPSERT, puts)
-        execute_many(connection, _DELETE, drops)
+        execute_many(connection, _UPSERT, self._rows())
+        gone = ((self._checkpoint, key) for key, value in self._changed.items() if value is None)
+        execute_many(connection, _DELETE, gone)
         self._is_earliest = True
 
     def committed(self) -> None:
@@ -176,6 +163,15 @@ class StateStore(Generic[S]):
         self._dues.clear()
         if self._ticked:
             self._earliest, self._ticked = self._stored_earliest(), False
+
+    def _rows(self) -> Iterator[tuple[Any, ...]]:
+        """The rows of what has changed, in the table's own order, so that neighbours share a page."""
+        for key in sorted(self._changed):
+            value = self._changed[key]
+            if value is not None:
+                due = self._due(key)
+                self._lower(due)
+                yield self._checkpoint, key, self._encode(value), *(due or (None, None))
 
     def _remember(self, key: str, value: bytes) -> None:
         if self._cache.get(key) is None:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import sqlalchemy as sa
 
+_AT_ONCE = 2_000
 _NAME = re.compile(r"(?<![:\w]):(\w+)")
 
 
-def execute_many(
-    connection: sa.Connection, sql: str, rows: Sequence[Mapping[str, Any]] | Sequence[tuple[Any, ...]]
-) -> None:
-    """Run `sql`, written with `:name`s, once for each row: a mapping of the names, or their values in the statement's order."""
-    if rows:
-        in_order = isinstance(rows[0], tuple)
-        connection.exec_driver_sql(_as_driver_wants(sql, connection.dialect.paramstyle, in_order), list(rows))
+def execute_many(connection: sa.Connection, sql: str, rows: Iterable[Mapping[str, Any] | tuple[Any, ...]]) -> None:
+    """Run `sql`, written with `:name`s, once for each row: a mapping of the names, or their values in the statement's order.
+
+    All rows are of one kind; they are taken some at a time, so that they need not be in memory together.
+    """
+    coming = iter(rows)
+    while some := list(islice(coming, _AT_ONCE)):
+        in_order = isinstance(some[0], tuple)
+        connection.exec_driver_sql(_as_driver_wants(sql, connection.dialect.paramstyle, in_order), some)
 
 
 def mark(connection: sa.Connection) -> str:

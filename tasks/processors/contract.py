@@ -40,7 +40,7 @@ class States(Protocol[S]):
     """A processor's state, by keys of its own choice."""
 
     def get(self, key: str) -> S | None:
-        """The state under `key`, None where there is none; the object itself, so say `put` after changing it."""
+        """The state under `key`, None where there is none; say `put` after changing it."""
 
     def put(self, key: str, value: S, due: tuple[int, int] | None = None) -> None:
         """Set the state under `key`. `due` is what `Processor.due` is compared with, and a rank among equals."""
@@ -63,8 +63,8 @@ class Output:
     from_derived: bool = False
     """Whether the log read is a derived one: only there is an `event.id` Afterlog's own."""
     lines: list[bytes] = field(default_factory=list)
-    statements: list[tuple[str, list[dict[str, Any]]]] = field(default_factory=list)
-    """SQL with named parameters, and its rows."""
+    statements: list[tuple[str, Iterable[Mapping[str, Any]]]] = field(default_factory=list)
+    """SQL with named parameters, and its rows, which are gone over once."""
     ignored: int = 0
     """Good events that a rule of the processor leaves out; the rest of them count as processed."""
     size: int = 0

@@ -96,33 +96,31 @@ class Processor(contract.Processor[Current]):
     def flush(self, out: contract.Output) -> None:
         """Give the statements that bring the rows up to what was taken since the last commit."""
         place = f"{out.log}:{out.partition}:"
-        lines = sorted(
-            self._lines.items(), key=itemgetter(0)
-        )  # in the tables' own order, so that neighbours share a page
-        gone = [{"customer": c, "item": i} for (c, i), (stored, _) in lines if stored is None]
-        kept = [
+        # In the tables' own order, so that neighbours share a page; each row is made when it is written, so that few are there.
+        lines = sorted(self._lines.items(), key=itemgetter(0))
+        gone = ({"customer": c, "item": i} for (c, i), (stored, _) in lines if stored is None)
+        kept = (
             {"customer": customer, **_line(_facts(basket.stands(stored)), f"{place}{by}")}
             for (customer, _), (stored, by) in lines
             if stored is not None
-        ]
-        items = [
+        )
+        items = (
             {"key": key, "name": facts.name, "price": facts.price, "set_by": f"{place}{by}"}
             for key, (raw, by) in sorted(self._items.items(), key=itemgetter(0))
             for facts in [_facts(raw)]
-        ]
-        customers = [
+        )
+        customers = (
             {"key": key, "first_at": now.first_at, "last_at": now.last_at, "set_by": f"{place}{by}"}
             for key, (now, by) in sorted(self._customers.items(), key=itemgetter(0))
-        ]
-        rows = (
+        )
+        out.statements += [
             (CUSTOMER, customers),
             (ITEM, items),
             (ORDER, self._orders),
             (ORDER_LINE, self._order_lines),
             (NO_BASKET_LINE, gone),
             (BASKET_LINE, kept),
-        )
-        out.statements += [(sql, values) for sql, values in rows if values]
+        ]
         self._customers, self._items, self._lines = {}, {}, {}
         self._orders, self._order_lines = [], []
 
