@@ -185,6 +185,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         EventsWorker.drain_all()
 
 
+@pytest.fixture(scope="session")
+def other_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Another one, that no settings of this process name: for who registers deployments, or automations for all runs."""
+    from tests.operations import prefect_server
+
+    with prefect_server(load_settings(home=tmp_path_factory.mktemp("server") / "home")) as url:
+        yield url
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: str) -> Path:
     """A fresh HOME that this process's settings name."""

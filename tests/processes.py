@@ -55,8 +55,9 @@ def command(*arguments: str) -> None:
 def start(
     work: Work, *arguments: str, env: Mapping[str, str], stdin: Path = NOWHERE, stdout: Path, stderr: Path, cwd: Path
 ) -> Any:
-    """Start `work(*arguments)` in a new process, with nothing else in its environment than `env`."""
-    process = _server.Process(target=_begin, args=(work, arguments, dict(env), (stdin, stdout, stderr), cwd))
+    """Start `work(*arguments)` in a new process, with nothing else in its environment than `env`, and with our umask."""
+    os.umask(umask := os.umask(0o077))
+    process = _server.Process(target=_begin, args=(work, arguments, dict(env), (stdin, stdout, stderr), cwd, umask))
     process.stderr = stderr  # type: ignore[attr-defined]  # for whoever waits for it
     process.start()
     return process
@@ -72,8 +73,11 @@ def ended(process: Any, seconds: float = 60) -> int:
     return int(process.exitcode)
 
 
-def _begin(work: Work, arguments: tuple[str, ...], env: dict[str, str], files: tuple[Path, ...], cwd: Path) -> None:
+def _begin(
+    work: Work, arguments: tuple[str, ...], env: dict[str, str], files: tuple[Path, ...], cwd: Path, umask: int
+) -> None:
     os.chdir(cwd)
+    os.umask(umask)
     os.environ.clear()
     os.environ.update(env)
     sys.path[:0] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))

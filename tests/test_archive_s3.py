@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from storage import subject
 from storage.door import append_lines
@@ -29,6 +28,7 @@ SECRET = "hunter2marked"
 def bucket() -> Iterator[str]:
     """A bucket on a server of these tests; how it is reached stands in the environment, as S3's own tools have it."""
     import boto3
+    from moto.server import ThreadedMotoServer  # only here: each of the processes that run tests imports this module
 
     server = ThreadedMotoServer("127.0.0.1", 0)
     server.start()

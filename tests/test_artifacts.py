@@ -16,9 +16,6 @@ import httpx
 import orjson
 import pytest
 
-from flows.markdown import cell, escape, line_of
-from flows.plot import Plot, Series, draw
-from flows.tables import abandoned_baskets, anomalies, basket_value, mails
 from storage.contacts import Entry, save_contacts
 from storage.door import append_events, append_lines
 from storage.settings import load_settings
@@ -63,9 +60,11 @@ def process_here(store: Store) -> None:
     assert not side_by_side(run, run.topology.on_raw_logs(), lambda r, name: process_to_end(r, name, final)).failures
 
 
-@pytest.mark.parametrize("show", [escape, cell, line_of])
-def test_shown_text_is_one_short_line_without_control_characters(show: Callable[[object, int], str]) -> None:
-    shown = show("a\r\n\tb\x00\x1b[31m\u202ec\u2028" + "d" * 500, 40)
+@pytest.mark.parametrize("show", ["escape", "cell", "line_of"])
+def test_shown_text_is_one_short_line_without_control_characters(show: str) -> None:
+    from flows import markdown  # Prefect comes with it, and each of the processes that run tests imports this module
+
+    shown = getattr(markdown, show)("a\r\n\tb\x00\x1b[31m\u202ec\u2028" + "d" * 500, 40)
     assert "\n" not in shown
     assert not re.search(r"[\x00-\x1f\u2028\u202e]", shown)
     assert shown.startswith("a b")
@@ -73,6 +72,8 @@ def test_shown_text_is_one_short_line_without_control_characters(show: Callable[
 
 
 def test_markdown_of_an_event_is_escaped_character_by_character() -> None:
+    from flows.markdown import cell, escape, line_of
+
     shown = escape(NASTY, 500)
     assert re.findall(r"(?<!\\)(?:\\\\)*[<>|`*_\[\]~&]", shown) == []
     assert re.sub(r"\\(.)", r"\1", shown) == line_of(NASTY, 500)
@@ -171,6 +172,8 @@ def test_a_shift_says_what_it_follows_and_tells_on_its_way(home: Path, server: s
 
 
 def test_the_rows_of_baskets_tell_what_became_of_them_and_values_are_exact(store: Store) -> None:
+    from flows.tables import abandoned_baskets, basket_value
+
     back = customer_event(7, "ORDERED", value=12.5)
     append_lines(store, "events", [left(7), left(8, price=0.1, count=3), left(9, price="dear")])
     process_here(store)
@@ -187,6 +190,8 @@ def test_the_rows_of_baskets_tell_what_became_of_them_and_values_are_exact(store
 
 
 def test_what_events_hold_is_inert_in_every_table(store: Store) -> None:
+    from flows.tables import abandoned_baskets, anomalies, mails
+
     reviews = [customer_event(n, "REVIEWED", body=f"It is good, number {n % 10}.") for n in range(40)]
     append_lines(store, "events", [left(NASTY, name=NASTY)])
     append_events(store, "events", [*reviews, customer_event(NASTY, "REVIEWED", body=NASTY * 99)])
@@ -248,6 +253,8 @@ def test_the_latest_lines_come_from_the_end_of_a_long_log_at_once(store: Store) 
 
 
 def test_a_plot_is_a_picture_with_a_bar_an_hour_that_had_any() -> None:
+    from flows.plot import Plot, Series, draw
+
     plot = Plot(0, 48 * HOUR, [Series("events", [0, 5, 10] * 16), Series("mails sent", [0] * 48)], False)
     picture = ElementTree.fromstring(draw(plot))  # noqa: S314  # a picture of our own
     bars = [path.get("d") or "" for path in picture.iter("{http://www.w3.org/2000/svg}path") if path.get("fill")]

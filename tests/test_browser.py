@@ -37,6 +37,13 @@ NASTY = (
     '<script>window.hacked=1</script><img src=x onerror="window.hacked=2"> a|b `c` *d*\n'
     "[e](javascript:window.hacked=3) [f](/runs) <b>g</b>"
 )
+BROWSER = ["--no-sandbox", "--disable-gpu"]
+# What turns and fades is drawn by the processor here, and is nothing that a test looks at.
+STILL = """addEventListener("DOMContentLoaded", () => {
+    const style = document.createElement("style");
+    style.textContent = "*, *::before, *::after { animation: none !important; transition: none !important; }";
+    document.head.append(style);
+});"""
 # One short shift works the example off, and the next one is a day away: what comes after is the runs' by hand.
 SETTINGS = {"AFTERLOG_SHIFT_EVERY": "1d", "AFTERLOG_SHIFT_LONGEST": "12s"}
 
@@ -69,6 +76,10 @@ class Site:
         self.page.get_by_text(text).first.wait_for(timeout=20_000)
         return str(self.page.inner_text("body"))
 
+    def leave(self) -> None:
+        """Show nothing: a page of Prefect's asks its server every few seconds, for as long as it is open."""
+        self.page.goto("about:blank")
+
     def keep(self, name: str) -> None:
         """A picture for whoever asks for it by AFTERLOG_TEST_PICTURES, to look at or for the docs."""
         if folder := os.environ.get("AFTERLOG_TEST_PICTURES"):
@@ -80,7 +91,7 @@ def wait_for(what: Any, seconds: float = 90) -> Any:
     end = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.2)
+        time.sleep(0.5)  # each look is a request to a server that has other things to do
     return found
 
 
@@ -100,8 +111,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         from playwright.sync_api import sync_playwright
 
         with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-            site = Site(home, f"http://127.0.0.1:{port}", store, browser.new_page())
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=BROWSER)
+            page = browser.new_page(reduced_motion="reduce")
+            page.add_init_script(STILL)
+            site = Site(home, f"http://127.0.0.1:{port}", store, page)
             wait_for(lambda: (home / "prefect" / "api-url").is_file(), 180)
             for flow in ("process", "react"):
                 wait_for(lambda flow=flow: any(run["state_type"] == "COMPLETED" for run in site.runs(flow)), 180)
@@ -204,6 +217,8 @@ def test_the_form_runs_process_to_a_time_and_its_artifact_has_the_numbers_of_sta
     time.sleep(2.1)  # so that a time after the events has passed
     as_of = now()
     submit(site, str(as_of))
+    wait_for(lambda: asked_for(site, as_of))
+    site.leave()
     run = wait_for(
         lambda: (runs := site.runs("process"))[0]["state_type"] == "COMPLETED" and len(runs) > before and runs
     )[0]
@@ -240,6 +255,7 @@ def test_what_an_event_holds_is_shown_and_does_nothing(wide: Site) -> None:
 
 def test_a_run_that_found_nothing_says_so_and_leaves_no_artifact(site: Site) -> None:
     run = start(site, "process", {"as_of": "log-end"})
+    site.leave()
     wait_for(
         lambda: site.runs("process")[0]["id"] == run["id"] and site.runs("process")[0]["state_type"] == "COMPLETED"
     )
@@ -254,6 +270,8 @@ def test_a_replay_is_asked_for_by_the_form_seen_and_approved_by_a_click(site: Si
     page = site.page
     page.set_viewport_size({"width": 1400, "height": 900})
     ask_for_a_replay(site, '{"timeout": "45m"}')
+    wait_for(lambda: asked_for(site, {"timeout": "45m"}))
+    site.leave()
     run = wait_for(lambda: next((r for r in site.runs("replay") if r["state_type"] == "PAUSED"), None))
     generation = int(run["name"].rpartition(" ")[2])
     assert run["name"] == f"replay abandonment, remind timeout=45m: generation {generation}"
@@ -320,6 +338,11 @@ def by_hand(site: Site, flow: str) -> str:
 def start(site: Site, flow: str, parameters: dict[str, object]) -> dict[str, Any]:
     run: dict[str, Any] = site.api(f"/deployments/{by_hand(site, flow)}/create_flow_run", parameters=parameters)
     return run
+
+
+def asked_for(site: Site, value: object) -> bool:
+    """Whether there is a run, begun or not, that has `value` among its parameters."""
+    return any(value in run["parameters"].values() for run in site.api("/flow_runs/filter"))
 
 
 def submit(site: Site, as_of: str) -> None:

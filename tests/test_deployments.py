@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 from storage.errors import UsageError
 from storage.settings import load_settings
 from tests.conftest import afterlog, log_bytes
-from tests.operations import PREFECT, PREFECT_YAML, Api, plain_environment, prefect_server, wait_for
+from tests.operations import PREFECT, PREFECT_YAML, Api, plain_environment, wait_for
 
 SAME = (
     "name", "description", "tags", "parameters", "parameter_openapi_schema", "enforce_parameter_schema", "entrypoint",
@@ -27,12 +26,6 @@ NAMES = {
     "replay/by-hand",
     "why/by-hand", "archive/daily",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with prefect_server(load_settings(home=tmp_path_factory.mktemp("server"))) as url:
-        yield url
 
 
 def as_registered(deployment: dict[str, Any]) -> dict[str, Any]:
@@ -75,15 +68,15 @@ def hear_interrupts() -> None:
 
 
 @pytest.mark.long
-def test_a_runner_and_a_worker_register_the_same_and_do_the_same(server: str, tmp_path: Path) -> None:
+def test_a_runner_and_a_worker_register_the_same_and_do_the_same(other_server: str, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    api = Api(server)
+    api = Api(other_server)
     found = []
     for way in ("runner", "worker"):
         home = tmp_path / way
         assert afterlog(home, "append", "events", stdin=SEED).returncode == 0
-        env = plain_environment(home, PREFECT_API_URL=server, PREFECT_HOME=str(tmp_path / "prefect"))
+        env = plain_environment(home, PREFECT_API_URL=other_server, PREFECT_HOME=str(tmp_path / "prefect"))
         env["AFTERLOG_SHIFT_LONGEST"] = (
             "8s"  # a worker that is to end waits for the shift that its schedule began meanwhile
         )
@@ -100,8 +93,9 @@ def test_a_runner_and_a_worker_register_the_same_and_do_the_same(server: str, tm
                 command, cwd=elsewhere, env=env, stdout=output, stderr=subprocess.STDOUT, preexec_fn=hear_interrupts
             )
         try:
-            registered = wait_for(lambda: set(api.deployments()) == NAMES and api.deployments())
+            wait_for(lambda: set(api.deployments()) == NAMES, every=0.5)
             run, derived = run_by_hand(api, home)
+            registered = api.deployments()  # now: the same stood there before where another test has shared the server
         finally:
             process.terminate()
             process.wait(60)

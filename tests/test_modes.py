@@ -7,20 +7,21 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from storage.times import now
-from tests.conftest import ROOT
+from tests.conftest import ROOT, afterlog
 
 CONTACTS = "type,id,email\nCLIENT,1,ann@example.com\n"
 
 
 def run(home: Path, command: str, umask: str) -> str:
-    """A shell command under a umask; `afterlog` is the command line."""
+    """A shell command under a umask."""
     env = {**os.environ, "AFTERLOG_HOME": str(home), "PYTHONPATH": str(ROOT)}
-    script = f'umask {umask}; afterlog() {{ {sys.executable} -m deployments.cli "$@"; }}; set -e; {command}'
+    script = f"umask {umask}; set -e; {command}"
     done = subprocess.run(["sh", "-c", script], env=env, cwd=home.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -33,23 +34,42 @@ def open_to_others(home: Path) -> dict[str, str]:
     return {str(path.relative_to(home)): oct(mode) for path, mode in modes.items() if mode != wanted[path]}
 
 
-@pytest.mark.parametrize("umask", ["000", "077"])
+@pytest.fixture
+def umask(request: pytest.FixtureRequest) -> Iterator[str]:
+    """That of this process, and so of all that it starts."""
+    before = os.umask(int(request.param, 8))
+    yield request.param
+    os.umask(before)
+
+
+@pytest.mark.parametrize("umask", ["000", "077"], indirect=True)
 def test_nobody_else_can_look_into_home(tmp_path: Path, umask: str) -> None:
     home = tmp_path / "home"
-    (tmp_path / "contacts.csv").write_text(CONTACTS)
     tax = {"subject": {"id": "UK"}, "verb": "SUBMIT_TAX", "object": {"id": 1}, "context": {"at": now() - 60_000}}
+    (tmp_path / "contacts.csv").write_text(CONTACTS)
     (tmp_path / "events.jsonl").write_text(json.dumps(tax) + "\nbad\n")
-    library = f"{sys.executable} -c 'from storage.store import *; from storage.settings import *; Store(load_settings()).database.engine'"
-    run(home, f"{library}; afterlog append events events.jsonl; afterlog contacts import contacts.csv", umask)
-    run(home, "afterlog process --no-prefect; afterlog deliver --no-prefect", umask)
+    library = "from storage.store import *; from storage.settings import *; Store(load_settings()).database.engine"
+    run(home, f"{sys.executable} -c '{library}'", umask)  # the first that is there makes HOME
+    command(home, "append", "events", stdin=(tmp_path / "events.jsonl").read_bytes())
+    command(home, "contacts", "import", str(tmp_path / "contacts.csv"))
+    command(home, "process", "--no-prefect")
+    command(home, "deliver", "--no-prefect")
     found = {str(path.relative_to(home)) for path in home.rglob("*")}
     assert {"afterlog.db", "locks/deliver.lock", "logs/events/0/.lock", "logs/deliveries/0"} <= found
     assert any(name.startswith("outbox/") and name.endswith(".eml") for name in found)
     assert open_to_others(home) == {}
-    by_hand = "cd home/logs/events/0; flock .lock sh -c 'cat >> \"$(ls *.jsonl | tail -1)\"' < ../../../../events.jsonl; cd ../../../.."
-    run(home, f"{by_hand}; afterlog process --no-prefect", umask)
-    assert run(home, "afterlog read events", umask).count("SUBMIT_TAX") == 2
+    by_hand = "cd home/logs/events/0; flock .lock sh -c 'cat >> \"$(ls *.jsonl | tail -1)\"' < ../../../../events.jsonl"
+    run(home, by_hand, umask)
+    command(home, "process", "--no-prefect")
+    assert command(home, "read", "events").count(b"SUBMIT_TAX") == 2
     assert open_to_others(home) == {}
+
+
+def command(home: Path, *arguments: str, stdin: bytes | None = None) -> bytes:
+    """The same of the command line: what it writes."""
+    done = afterlog(home, *arguments, stdin=stdin)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout
 
 
 def test_the_files_beside_a_database_in_use_are_private_too(tmp_path: Path) -> None:
@@ -68,7 +88,7 @@ def test_the_files_beside_a_database_in_use_are_private_too(tmp_path: Path) -> N
 
 def test_a_database_of_an_older_version_is_made_private(tmp_path: Path) -> None:
     home = tmp_path / "home"
-    run(home, "afterlog contacts list", "077")
+    command(home, "contacts", "list")
     (home / "afterlog.db").chmod(0o644)
-    run(home, "afterlog contacts list", "077")
+    command(home, "contacts", "list")
     assert open_to_others(home) == {}

@@ -32,8 +32,10 @@ def test_without_a_server_process_starts_a_temporary_one_and_says_so(tmp_path: P
 
 
 def test_the_demo_shows_baskets_anomalies_and_a_mail_and_leaves_nothing_running(tmp_path: Path) -> None:
-    home = tmp_path / "demo"
+    home, ready = tmp_path / "demo", tmp_path / "ready"
+    prefect_ready(ready)
     env = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "AFTERLOG_"))}
+    env["PREFECT_HOME"] = str(ready / "prefect")  # the demo's own HOME is to be new
     done = subprocess.run(
         [sys.executable, "-m", "deployments.cli", "demo", "--once"], cwd=ROOT, capture_output=True, check=False,
         timeout=400, env={**env, "AFTERLOG_HOME": str(home)},

@@ -39,15 +39,15 @@ def mailbox() -> Iterator[SmtpServer]:
 
 
 @pytest.fixture(scope="module")
-def seen() -> Iterator[set[bytes]]:
-    """The command lines of all that runs from then on."""
+def watching() -> Iterator[ProcessList]:
+    """The command lines of all that runs from then on, until somebody asks."""
     processes = ProcessList()
     with processes.watched():
-        yield processes.seen
+        yield processes
 
 
 @pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory, mailbox: SmtpServer, seen: set[bytes]) -> Iterator[Up]:
+def up(tmp_path_factory: pytest.TempPathFactory, mailbox: SmtpServer, watching: ProcessList) -> Iterator[Up]:
     folder = tmp_path_factory.mktemp("up")
     store = open_store(folder / "home")
     save_contacts(store.database, [Entry("CLIENT", "1", "c1@example.com", False)])
@@ -57,7 +57,9 @@ def up(tmp_path_factory: pytest.TempPathFactory, mailbox: SmtpServer, seen: set[
     try:
         wait_for(lambda: (started.home / "prefect" / "api-url").is_file(), 300)
         wait_for(
-            lambda: started.api.runs("process/shift", "RUNNING") and started.api.runs("react/shift", "RUNNING"), 240
+            lambda: started.api.runs("process/shift", "RUNNING") and started.api.runs("react/shift", "RUNNING"),
+            240,
+            0.5,
         )
         yield started
     finally:
@@ -103,7 +105,7 @@ def test_it_listens_on_this_machine_only(up: Up) -> None:
 
 
 def test_passwords_are_asked_for_and_stand_in_no_process_list_log_artifact_or_other_file(
-    up: Up, store: Store, mailbox: SmtpServer, seen: set[bytes]
+    up: Up, store: Store, mailbox: SmtpServer, watching: ProcessList
 ) -> None:
     """That of Prefect's API and that of the mail server; Prefect logs all that it does."""
     assert httpx.post(f"{up.api.url}/flow_runs/filter", json={}).status_code == 401
@@ -112,6 +114,7 @@ def test_passwords_are_asked_for_and_stand_in_no_process_list_log_artifact_or_ot
     append_events(store, "events", [tax])
     wait_for(lambda: log_bytes(up.home, "deliveries").count(b'"SENT"') == 1, 120)
     assert len(mailbox.inbox) == 1
+    seen = watching.end()
     for part in (b"deployments.cli", b"prefect\0server", b"deployments.serve", b"prefect.engine"):
         assert any(part in line for line in seen)
     for secret in (AUTH.split(":")[1].encode(), MAIL_SECRET.encode()):
