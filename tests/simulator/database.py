@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.util import LRUCache
 
-from storage.database import Database, _begin_immediate, _configure_sqlite, _in_a_sentence
+from storage.database import Database, _in_a_sentence
 from storage.settings import load_settings
 from storage.store import Store
+from tests.simulator.connection import Connection, connect
 from tests.simulator.disk import Disk
 
 
@@ -26,46 +26,40 @@ class SimulatedDatabase(Database):
 
     def __init__(self, file: Path, home: Path, disk: Disk) -> None:
         super().__init__(f"sqlite:///{file}", home)
-        self.disk = disk
+        self.file, self.disk = file, disk
+        self._url = sa.make_url(self.url)
         self.after_commit: Callable[[], None] = lambda: None
 
     @cached_property
-    def engine(self) -> sa.Engine:
-        engine = sa.create_engine(self.url, connect_args={"timeout": 0, "check_same_thread": False})
-        engine._compiled_cache = _COMPILED  # an engine a world: what SQLAlchemy has compiled serves them all
-        sa.event.listen(engine, "connect", _configure_sqlite)
-        sa.event.listen(engine, "connect", _do_not_wait)
-        sa.event.listen(engine, "begin", _begin_immediate)
-        sa.event.listen(engine, "before_cursor_execute", self._execute)
-        return engine
+    def _connection(self) -> Connection:
+        """The one connection: whoever looks while nobody writes sees what is committed."""
+        return Connection(connect(self.file), self._pass)
 
     @cached_property
-    def _writing(self) -> sa.Connection:
-        return self.engine.connect()  # kept: to get one costs more than most statements
-
-    @cached_property
-    def _reading(self) -> sa.Connection:
-        return self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+    def _reading(self) -> Connection:
+        return Connection(connect(self.file), self._pass)
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        with _in_a_sentence(self.engine):
-            try:
-                yield self._reading
-            finally:
-                self._reading.rollback()
+        with _in_a_sentence(self._url):
+            yield self._reading if self._connection.raw.in_transaction else self._connection  # type: ignore[misc]
+
+    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """A look at what is committed that passes by."""
+        connection = self._reading if self._connection.raw.in_transaction else self._connection
+        return connection.raw.execute(sql).fetchall()
 
     def dispose(self) -> None:
-        for connection in (self._writing, self._reading):
-            connection.close()
-        super().dispose()
+        for name in ("_connection", "_reading"):
+            if (connection := self.__dict__.pop(name, None)) is not None:
+                connection.raw.close()
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
-        with _in_a_sentence(self.engine):
+        with _in_a_sentence(self._url):
             self._pass("begin")
-            with self._writing.begin():
-                yield self._writing
+            with self._connection.begin():
+                yield self._connection  # type: ignore[misc]
                 self._pass("commit")
             if self.disk.process is not None:
                 self.after_commit()
@@ -74,9 +68,6 @@ class SimulatedDatabase(Database):
                 raise _refusal("server closed the connection unexpectedly")
             self.disk.leave(how)
 
-    def _execute(self, _connection: object, _cursor: object, statement: str, *_more: object) -> None:
-        self._pass("execute", statement.split(" ", 1)[0])
-
     def _pass(self, call: str, where: str = "") -> None:
         how = self.disk.enter(call, where)
         if how == "refused":
@@ -84,15 +75,8 @@ class SimulatedDatabase(Database):
         self.disk.leave(how)  # dead is dead, before a statement or after it
 
 
-_COMPILED: LRUCache[Any, Any] = LRUCache(1_000)
-
-
 def _refusal(said: str) -> sa.exc.OperationalError:
     return sa.exc.OperationalError("", {}, sqlite3.OperationalError(said))
-
-
-def _do_not_wait(connection: Any, _record: object) -> None:
-    connection.execute("PRAGMA busy_timeout=0")
 
 
 @functools.cache

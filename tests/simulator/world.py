@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sqlite3
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -62,7 +61,6 @@ class World:
         self.seam = Seam(self.disk)
         self.seam.wall = START
         self.database = SimulatedDatabase(self.file, self.home, self.disk)
-        self.look = sqlite3.connect(self.file)
         self.server = MailServer(random, self.disk, self.claimed)
         self.runs: list[Run] = []
         self.doubled = False
@@ -129,7 +127,7 @@ class World:
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
         """A look at what is committed."""
-        return self.look.execute(sql).fetchall()
+        return self.database.rows(sql)
 
     def claimed(self) -> list[str]:
         """The mails that may be on their way."""
@@ -149,14 +147,11 @@ class World:
     def reopen(self) -> None:
         """What lies on the disk is durable, and the database's file is another one."""
         self.disk.adopt()
-        self.look.close()
         self.database.dispose()
         self.database = SimulatedDatabase(self.file, self.home, self.disk)
-        self.look = sqlite3.connect(self.file)
 
     def close(self) -> None:
         """End it all."""
-        self.look.close()
         self.database.dispose()
 
 
