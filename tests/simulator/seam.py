@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import fcntl
-import gc
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
+from weakref import WeakSet
 
 import storage.times
 from storage.append import _Tail
 from tests.simulator.disk import Disk, File, KilledError, Process
 
+_OPEN_TAIL = _Tail.__init__
 _FIRST = 1 << 30  # no descriptor of the kernel's is that high, and none of ours is given twice
 
 
@@ -39,7 +40,7 @@ class Seam:
         self._next = _FIRST
         self._real = SimpleNamespace(**{name: getattr(os, name) for name in _CALLS}, flock=fcntl.flock)
         self._passing = False
-        self._orphans: set[int] = set()
+        self._tails: WeakSet[_Tail] = WeakSet()
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -50,6 +51,7 @@ class Seam:
             mock.patch.multiple(os, **calls),
             mock.patch.object(fcntl, "flock", self._flock),
             mock.patch.object(storage.times, "time", clock),
+            mock.patch.object(_Tail, "__init__", lambda *given: self._open_tail(*given)),
         ):
             yield
 
@@ -68,31 +70,31 @@ class Seam:
         for number in sorted(process.handles):
             handle = self._handles.pop(number)
             self._real.close(handle.real)
-            if handle.appends:
-                self._orphans.add(number)
         process.handles.clear()
 
     def let_go(self) -> None:
         """Have nobody close a descriptor of a dead process later, when it would be one of the kernel's."""
-        for thing in gc.get_objects() if self._orphans or self._handles else ():
-            if isinstance(thing, _Tail) and thing.handle >= _FIRST:
-                thing.handle = -1
+        for tail in self._tails:
+            if tail.handle >= _FIRST:
+                tail.handle = -1
+
+    def _open_tail(self, tail: _Tail, base: int, path: Path) -> None:
+        _OPEN_TAIL(tail, base, path)
+        self._tails.add(tail)
 
     def _is_ours(self, path: Any) -> bool:
-        return not self._passing and os.fspath(path).startswith(self.home) if not isinstance(path, int) else False
+        return not self._passing and not isinstance(path, int) and os.fspath(path).startswith(self.home)
 
     def _open(self, path: Any, flags: int, mode: int = 0o777, **more: Any) -> int:
-        if not self._is_ours(path) and os.fspath(path) != self.home[:-1]:
-            return int(self._real.open(path, flags, mode, **more))
-        if self._passing:
-            return int(self._real.open(path, flags, mode, **more))
         name = os.fspath(path)
+        if self._passing or not (name.startswith(self.home) or name == self.home[:-1]):
+            return int(self._real.open(path, flags, mode, **more))
         creates = bool(flags & os.O_CREAT) and not os.path.lexists(name)
         how = self.disk.enter("create" if creates else "open", name)
         creates = creates and not os.path.lexists(name)  # another may have been quicker
-        real = self._real.open(path, flags, mode, **more)
+        real = self._real.open(name, flags, mode, **more)
         file = None
-        if not stat.S_ISDIR(self._real.fstat(real).st_mode):
+        if name not in self.disk.folders:
             folder, last = self.disk.folder_of(name)
             if creates:
                 folder.put(last, File())
@@ -111,7 +113,6 @@ class Seam:
         if number < _FIRST:
             self._real.close(number)
             return
-        self._orphans.discard(number)
         if (handle := self._handles.pop(number, None)) is not None:  # else it went with its process
             if handle.process is not None:
                 handle.process.handles.discard(number)
