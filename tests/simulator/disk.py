@@ -121,6 +121,8 @@ class Disk:
         self.injected: list[str] = []
         self.calls, self.digest = 0, 0
         self.lost, self.how = False, ""
+        self.touched: set[str] = set()
+        """The folders in which anything was written, made or removed since whoever keeps this last looked."""
         self.preempt: Callable[[], None] = lambda: None
 
     def enter(self, call: str, where: str) -> str:
@@ -189,6 +191,10 @@ class Disk:
         folder, _, name = path.rpartition("/")
         return self.folders[folder], name
 
+    def touch(self, path: str) -> None:
+        """Something in the folder of `path` is other than before."""
+        self.touched.add(path.rpartition("/")[0])
+
     def lose_power(self) -> None:
         """Put on the disk what a power loss leaves there."""
         self._restart(self.home, self.how or self.random.choice(["lost", "lost", "kept", "some", "some", "some"]))
@@ -216,6 +222,7 @@ class Disk:
     def adopt(self) -> None:
         """Take what lies under HOME as it is, durable."""
         self.folders = {}
+        self.touched.add("")  # all of them
         for root, folders, files in os.walk(self.home):
             held = {name: _durable(Path(root, name).read_bytes()) for name in sorted(files)}
             names: dict[str, File | None] = {**dict.fromkeys(sorted(folders)), **held}

@@ -98,6 +98,7 @@ class Seam:
             folder, last = self.disk.folder_of(name)
             if creates:
                 folder.put(last, File())
+                self.disk.touch(name)
             file = folder.names[last]
         if how:
             self._real.close(real)
@@ -146,6 +147,7 @@ class Seam:
             data = data[: self.disk.random.randrange(len(data)) + (how == "short")]
         at = len(handle.file.content)
         handle.file.write(at, data)
+        self.disk.touch(handle.path)
         done = int(self._real.write(handle.real, data))
         self._touch(handle)
         self.disk.leave(how)
@@ -157,6 +159,7 @@ class Seam:
         handle, how = self._at("pwrite", number)
         assert handle.file is not None
         handle.file.write(at, data)
+        self.disk.touch(handle.path)
         done = int(self._real.pwrite(handle.real, data, at))
         self.disk.leave(how)
         return done
@@ -168,6 +171,7 @@ class Seam:
         handle, how = self._at("ftruncate", number)
         assert handle.file is not None
         handle.file.write(length, None)
+        self.disk.touch(handle.path)
         self._real.ftruncate(handle.real, length)
         self._touch(handle)
         self.disk.leave(how)
@@ -200,6 +204,7 @@ class Seam:
         self._real.mkdir(path, mode)
         folder, last = self.disk.folder_of(name)
         folder.put(last, None)
+        self.disk.touch(name)
         self.disk.folders[name] = type(folder)()
         self.disk.leave(how)
 
@@ -211,6 +216,7 @@ class Seam:
         self._real.unlink(path)
         folder, last = self.disk.folder_of(os.fspath(path))
         folder.remove(last)
+        self.disk.touch(os.fspath(path))
         self.disk.leave(how)
 
     def _flock(self, number: int, what: int) -> None:
