@@ -18,8 +18,6 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine.result import IteratorResult, SimpleResultMetaData
 from sqlalchemy.util import LRUCache
 
-from storage.database import _configure_sqlite
-
 _DIALECT = sqlite.dialect(paramstyle="qmark")
 _COMPILED: LRUCache[Any, Any] = LRUCache(1_000)
 _TEXTS: dict[str, tuple[str, list[str]]] = {}
@@ -29,10 +27,10 @@ _Point = Callable[[str, str], None]
 
 
 def connect(file: Path) -> sqlite3.Connection:
-    """SQLite as Afterlog sets it, but that nobody waits for another one: there is none who would go on meanwhile."""
-    connection = sqlite3.connect(file, isolation_level=None, check_same_thread=False, cached_statements=500)
-    _configure_sqlite(connection, None)
-    connection.execute("PRAGMA busy_timeout=0")
+    """SQLite for one connection alone, which loses nothing but with the file: what it would do for others and for durability takes long."""
+    connection = sqlite3.connect(file, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=500)
+    for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=MEMORY", "synchronous=OFF"):
+        connection.execute(f"PRAGMA {pragma}")
     return connection
 
 

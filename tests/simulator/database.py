@@ -35,31 +35,30 @@ class SimulatedDatabase(Database):
         """The one connection: whoever looks while nobody writes sees what is committed."""
         return Connection(connect(self.file), self._pass)
 
-    @cached_property
-    def _reading(self) -> Connection:
-        return Connection(connect(self.file), self._pass)
-
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         with _in_a_sentence(self._url):
-            yield self._reading if self._connection.raw.in_transaction else self._connection  # type: ignore[misc]
+            yield self._looking()  # type: ignore[misc]  # what is used of one is there
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
         """A look at what is committed that passes by."""
-        connection = self._reading if self._connection.raw.in_transaction else self._connection
-        return connection.raw.execute(sql).fetchall()
+        return self._looking().raw.execute(sql).fetchall()
+
+    def _looking(self) -> Connection:
+        assert not self._connection.raw.in_transaction, "what is not committed yet would be seen"
+        return self._connection
 
     def dispose(self) -> None:
-        for name in ("_connection", "_reading"):
-            if (connection := self.__dict__.pop(name, None)) is not None:
-                connection.raw.close()
+        """Let go of the file, which somebody else may have until the next use."""
+        if (connection := self.__dict__.pop("_connection", None)) is not None:
+            connection.raw.close()
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         with _in_a_sentence(self._url):
             self._pass("begin")
             with self._connection.begin():
-                yield self._connection  # type: ignore[misc]
+                yield self._connection  # type: ignore[misc]  # likewise
                 self._pass("commit")
             if self.disk.process is not None:
                 self.after_commit()
@@ -88,14 +87,13 @@ def empty_database() -> bytes:
         store.database.dispose()
         file = Path(folder) / "afterlog.db"
         connection = sqlite3.connect(file)
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         for type, id, email in _CONTACTS:
             connection.execute(
                 "INSERT INTO contact (type, id, email, unsubscribed) VALUES (?, ?, ?, ?)",
                 (type, id, email, email.startswith("no")),
             )
         connection.commit()
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        connection.execute("PRAGMA journal_mode=DELETE")
         connection.close()
         gc.freeze()  # what was imported stays: the collections of so many worlds need not look at it
         return file.read_bytes()

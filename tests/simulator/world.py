@@ -136,6 +136,7 @@ class World:
     @contextmanager
     def aside(self) -> Iterator[Store]:
         """A person at work, with whom nothing goes wrong."""
+        self.database.dispose()
         with self.seam.passing():
             store = Store(self.settings)
             try:
