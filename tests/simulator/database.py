@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
@@ -95,7 +94,6 @@ def empty_database() -> bytes:
         connection.commit()
         connection.execute("PRAGMA journal_mode=DELETE")
         connection.close()
-        gc.freeze()  # what was imported stays: the collections of so many worlds need not look at it
         return file.read_bytes()
 
 

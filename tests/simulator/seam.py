@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from unittest import mock
 from weakref import WeakSet
 
 import storage.times
+import tasks.follow
 from storage.append import _Tail
 from tests.simulator.disk import Disk, File, KilledError, Process
 
@@ -51,6 +53,9 @@ class Seam:
             mock.patch.multiple(os, **calls),
             mock.patch.object(fcntl, "flock", self._flock),
             mock.patch.object(storage.times, "time", clock),
+            mock.patch.object(
+                tasks.follow, "time", SimpleNamespace(thread_time=lambda: 0.0)
+            ),  # a slow call, and no seed's
             mock.patch.object(_Tail, "__init__", lambda *given: self._open_tail(*given)),
         ):
             yield
@@ -135,7 +140,8 @@ class Seam:
             return bytes(self._real.pread(number, length, at))
         handle, how = self._at("read", number)
         self.disk.leave(how)
-        return bytes(self._real.pread(handle.real, length, at))
+        assert handle.file is not None
+        return bytes(handle.file.content[at : at + length])
 
     def _write(self, number: int, data: bytes) -> int:
         if number < _FIRST:
@@ -219,6 +225,15 @@ class Seam:
         self.disk.touch(os.fspath(path))
         self.disk.leave(how)
 
+    def _listdir(self, path: Any = ".") -> list[str]:
+        if not self._is_ours(path):
+            found: list[str] = self._real.listdir(path)
+            return found
+        folder = self.disk.folders.get(os.fspath(path))
+        if folder is None:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
+        return [*folder.names]
+
     def _flock(self, number: int, what: int) -> None:
         if number < _FIRST:
             self._real.flock(number, what)
@@ -238,5 +253,5 @@ class Seam:
 
 
 _CALLS = (
-    "open", "close", "read", "write", "pread", "pwrite", "fsync", "fdatasync", "ftruncate", "fstat", "mkdir", "unlink",
+    "open", "close", "read", "write", "pread", "pwrite", "fsync", "fdatasync", "ftruncate", "fstat", "mkdir", "unlink", "listdir",
 )  # fmt: skip

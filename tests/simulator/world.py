@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import tempfile
@@ -12,6 +13,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 from unittest import mock
+
+from pydantic import SecretStr
 
 import storage.batches
 import tasks.deliver
@@ -53,9 +56,8 @@ class World:
         self.home.mkdir()
         self.file.parent.mkdir()
         self.file.write_bytes(empty_database())
-        self.settings: Settings = load_settings(
-            home=self.home, database_url=f"sqlite:///{self.file}", commit_every="1h", **settings
-        )
+        place = {"home": self.home, "database_url": SecretStr(f"sqlite:///{self.file}")}
+        self.settings: Settings = _usual_settings().model_copy(update={**place, **settings})
         self.topology: Topology = build_topology(self.settings)
         self.disk = Disk(self.home, random)
         self.seam = Seam(self.disk)
@@ -154,6 +156,11 @@ class World:
     def close(self) -> None:
         """End it all."""
         self.database.dispose()
+
+
+@functools.cache
+def _usual_settings() -> Settings:
+    return load_settings(commit_every="1h")
 
 
 @contextmanager
