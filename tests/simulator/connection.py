@@ -57,6 +57,10 @@ class Connection:
             self.raw.execute("ROLLBACK")
             raise
 
+    def close(self) -> None:
+        """Close it."""
+        self.raw.close()
+
     def execute(self, statement: Any, parameters: Any = None) -> _Result:
         """Run a statement, once or, with a list of several, many times."""
         many: Sequence[Mapping[str, Any]] = [parameters] if isinstance(parameters, Mapping) else parameters or [{}]

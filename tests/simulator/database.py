@@ -50,7 +50,7 @@ class SimulatedDatabase(Database):
     def dispose(self) -> None:
         """Let go of the file, which somebody else may have until the next use."""
         if (connection := self.__dict__.pop("_connection", None)) is not None:
-            connection.raw.close()
+            connection.close()
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
