@@ -115,6 +115,7 @@ class Disk:
 
     def __init__(self, home: Path, random: random.Random) -> None:
         self.home, self.random = home, random
+        self._prefix = str(home)
         self.folders: dict[str, Folder] = {str(home): Folder()}
         self.process: Process | None = None
         self.fault: Fault | None = None
@@ -138,7 +139,7 @@ class Disk:
         if process.dead or self.lost:
             raise KilledError
         self.calls += 1
-        where = where.removeprefix(str(self.home))
+        where = where.removeprefix(self._prefix)
         self.digest = zlib.crc32(f"{process.name} {call} {where}".encode(), self.digest)
         fault = self.fault
         if fault is None or call not in CALLS[fault.kind] or fault.aim not in where:
