@@ -18,8 +18,9 @@ from storage.locks import locked
 from storage.reader import PartitionReader
 from storage.recorded import parse_tick
 from storage.store import CLOCK, Store
-from storage.tables import Checkpoint
 from storage.times import now
+
+_FURTHEST = sa.text('SELECT log, partition, MAX("offset"), MAX(tick_offset) FROM checkpoint GROUP BY log, partition')
 
 
 @dataclass(frozen=True)
@@ -124,12 +125,8 @@ class Clock:
 
     def _check_nothing_lost(self) -> None:
         """A tick on a log that has lost its end would be wrong for ever, also once the log is restored."""
-        table: sa.Table = Checkpoint.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
-        furthest = sa.select(
-            table.c.log, table.c.partition, sa.func.max(table.c.offset), sa.func.max(table.c.tick_offset)
-        ).group_by(table.c.log, table.c.partition)
         with self.store.database.read() as connection:
-            rows = connection.execute(furthest).all()
+            rows = connection.execute(_FURTHEST).all()
         for log, partition, offset, tick_offset in rows:
             if tick_offset > (clock_end := self._reader.end()):
                 raise _lost_clock(clock_end, tick_offset)

@@ -5,6 +5,7 @@ The order is the guarantee. Whatever dies in between, the next run begins at the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,16 @@ from storage.written_by import Author, note
 
 Statement = tuple[str, Iterable[Mapping[str, Any]]]
 
+_CHECKPOINT: sa.Table = Checkpoint.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
+# Made once: SQLAlchemy takes longer to make a statement than SQLite to run it.
+_FIND = sa.select(_CHECKPOINT).where(
+    *(_CHECKPOINT.c[name] == sa.bindparam(name) for name in ("processor", "generation", "log", "partition"))
+)
+_MINE = (_CHECKPOINT.c.id == sa.bindparam("my_id"), _CHECKPOINT.c.generation == sa.bindparam("my_generation"))
+_NUMBER = sa.select(_CHECKPOINT.c.commit).where(*_MINE)
+_SWAP = sa.update(_CHECKPOINT).where(
+    *_MINE, _CHECKPOINT.c.commit == sa.bindparam("my_commit"), _CHECKPOINT.c.live == sa.bindparam("my_live")
+)
 _SET_END = sa.text(
     'INSERT INTO committed_end (log, generation, partition, "end") VALUES (:log, :generation, :partition, :end) '
     'ON CONFLICT (log, generation, partition) DO UPDATE SET "end" = excluded."end"'
@@ -85,14 +96,12 @@ def load_position(
         ConflictError: that generation is live where it should not be, or the other way round.
     """
     where = {"processor": processor, "generation": generation, "log": log, "partition": partition}
-    table: sa.Table = Checkpoint.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
     with database.write() as connection:
-        wanted = sa.select(table).filter_by(**where)
-        row = connection.execute(wanted).mappings().first()
+        row = connection.execute(_FIND, where).mappings().first()
         if row is None:
             fresh = Checkpoint.model_validate(where | {"live": live}).model_dump(exclude={"id"})
-            connection.execute(_insert_once(table, list(fresh)), [fresh])
-            row = connection.execute(wanted).mappings().one()
+            connection.execute(_insert_once(_CHECKPOINT.name, tuple(fresh)), [fresh])
+            row = connection.execute(_FIND, where).mappings().one()
     if bool(row["live"]) != live:
         raise ConflictError(
             f"generation {generation} of {processor} is {'' if row['live'] else 'no longer '}live",
@@ -176,37 +185,34 @@ def save_version(database: Database, position: Position, version: str) -> None:
         _swap(connection, position, 0)
 
 
-def _insert_once(table: sa.Table, names: Sequence[str]) -> sa.TextClause:
+@functools.cache
+def _insert_once(table: str, names: Sequence[str]) -> sa.TextClause:
     """An INSERT that another run may have been quicker with."""
     columns, values = ", ".join(f'"{name}"' for name in names), ", ".join(f":{name}" for name in names)
-    return sa.text(f"INSERT INTO {table.name} ({columns}) VALUES ({values}) ON CONFLICT DO NOTHING")  # noqa: S608  # names of our own
+    return sa.text(f"INSERT INTO {table} ({columns}) VALUES ({values}) ON CONFLICT DO NOTHING")  # noqa: S608  # names of our own
 
 
 def _swap(connection: sa.Connection, position: Position, raised: int) -> None:
-    table: sa.Table = Checkpoint.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
     names = (
         "offset", "clock", "as_of", "tick_offset", "version", "changed_at",
         "lines", "processed", "quarantined", "ignored", "derived",
     )  # fmt: skip
     values = {name: getattr(position, name) for name in names}
-    mine = (
-        table.c.id == position.id, table.c.generation == position.generation, table.c.commit == position.commit,
-        table.c.live.is_(position.live),
-    )  # fmt: skip
-    done = connection.execute(
-        sa.update(table).where(*mine).values(**values, commit=position.commit + raised, committed_at=now())
-    )
-    if done.rowcount != 1:
+    values |= {"commit": position.commit + raised, "committed_at": now()}
+    mine = {"my_commit": position.commit, "my_live": position.live}
+    if connection.execute(_SWAP, {**values, **_mine(position), **mine}).rowcount != 1:
         raise _conflict(position)
 
 
 def _check_current(database: Database, position: Position) -> None:
     """See that the swap would succeed, before the derived log is touched: beyond its end may lie another run's bytes."""
-    table: sa.Table = Checkpoint.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
-    mine = (table.c.id == position.id, table.c.generation == position.generation)
     with database.read() as connection:
-        if connection.scalar(sa.select(table.c.commit).where(*mine)) != position.commit:
+        if connection.scalar(_NUMBER, _mine(position)) != position.commit:
             raise _conflict(position)
+
+
+def _mine(position: Position) -> dict[str, int]:
+    return {"my_id": position.id, "my_generation": position.generation}
 
 
 def _conflict(position: Position) -> ConflictError:

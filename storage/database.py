@@ -61,20 +61,20 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """A transaction: all of it or nothing."""
-        with _in_a_sentence(self.engine), self.engine.begin() as connection:
+        with _in_a_sentence(self.engine.url), self.engine.begin() as connection:
             yield connection
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """A connection for looking only; every statement sees what is committed by then."""
         looking = {"isolation_level": "AUTOCOMMIT"}
-        with _in_a_sentence(self.engine), self.engine.connect().execution_options(**looking) as connection:
+        with _in_a_sentence(self.engine.url), self.engine.connect().execution_options(**looking) as connection:
             yield connection
 
     @contextmanager
     def alone(self) -> Iterator[sa.Connection]:
         """A connection for several transactions, each by its `begin()`, that is closed afterwards, temporary tables and all."""
-        with _in_a_sentence(self.engine), self.engine.connect() as connection:
+        with _in_a_sentence(self.engine.url), self.engine.connect() as connection:
             try:
                 yield connection
             finally:
@@ -108,7 +108,7 @@ class Database:
 
             config = Config()
             config.set_main_option("script_location", "storage:migrations")
-            with _in_a_sentence(engine), engine.begin() as connection:
+            with _in_a_sentence(engine.url), engine.begin() as connection:
                 config.attributes["connection"] = connection
                 try:
                     command.upgrade(config, "head")
@@ -121,30 +121,30 @@ class Database:
 
 
 def _revision(engine: sa.Engine) -> str | None:
-    with _in_a_sentence(engine), engine.connect() as connection:
+    with _in_a_sentence(engine.url), engine.connect() as connection:
         if not sa.inspect(connection).has_table("alembic_version"):
             return None
         return str(connection.scalar(sa.text("SELECT version_num FROM alembic_version")))
 
 
 @contextmanager
-def _in_a_sentence(engine: sa.Engine) -> Iterator[None]:
+def _in_a_sentence(url: sa.URL) -> Iterator[None]:
     """Tell what the database refused without a page of SQL around it, and never its password."""
     try:
         yield
     except DBAPIError as error:
         said = " ".join(str(error.orig).split())
-        for secret in postgresql.secrets(engine.url):
+        for secret in postgresql.secrets(url):
             said = said.replace(secret, "***")
         if error.connection_invalidated:
             raise AfterlogError(
                 f"the connection to the database was lost: {said}",
-                where=postgresql.shown(engine.url),
+                where=postgresql.shown(url),
                 do="Start it again: what was committed stands, and the work goes on from there",
             ) from error
         raise AfterlogError(
             f"the database refused: {said}",
-            where=postgresql.shown(engine.url),
+            where=postgresql.shown(url),
             do="Nothing was changed; check that it runs, its disk, its rights and AFTERLOG_DATABASE_URL",
         ) from error
 

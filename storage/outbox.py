@@ -32,7 +32,7 @@ from storage.mails import (
 from storage.reader import PartitionReader
 from storage.steps import reached
 from storage.store import Store
-from storage.tables import Contact, Delivery, Order, Settled
+from storage.tables import Contact, Delivery
 from storage.times import now
 from storage.written_by import Author, note
 
@@ -68,6 +68,23 @@ _CLAIM = sa.text(
     "AND NOT EXISTS (SELECT 1 FROM brake WHERE name = 'deliver' AND state <> 'RUNNING')"
 )
 _FORGET_DECISION = sa.text("DELETE FROM decision WHERE event_id = :event_id")
+# Made once: SQLAlchemy takes longer to make a statement than SQLite to run it.
+_DUE = (
+    sa.select(_DELIVERY)
+    .where(_DELIVERY.c.state == WAITING, _DELIVERY.c.next_at <= sa.bindparam("wall"))
+    .order_by(_DELIVERY.c.next_at, _DELIVERY.c.log, _DELIVERY.c.partition, _DELIVERY.c.offset)
+    .limit(sa.bindparam("limit", type_=sa.Integer))
+)
+_CLAIMED = sa.select(_DELIVERY).where(_DELIVERY.c.state == CLAIMED)
+_CLAIMED_FOR = _CLAIMED.where(_DELIVERY.c.reason == sa.bindparam("reason"))
+_IS_WAITING = sa.text("SELECT 1 FROM delivery WHERE event_id = :event_id AND state = 'WAITING'")
+_UPDATE = sa.update(_DELIVERY).where(_DELIVERY.c.event_id == sa.bindparam("its_id"))
+_COUNTS = sa.text("SELECT state, COUNT(*) FROM delivery GROUP BY state")
+_ADDRESS = sa.select(_CONTACT.c.email, _CONTACT.c.unsubscribed).where(
+    _CONTACT.c.type == sa.bindparam("type"), _CONTACT.c.id == sa.bindparam("id")
+)
+_SETTLED_BY = sa.text("SELECT verb FROM settled WHERE abandonment = :abandonment")
+_ORDERED_SINCE = sa.text("SELECT MIN(at) FROM orders WHERE customer = :customer AND at > :at")
 _SET_END = sa.text(
     'INSERT INTO committed_end (log, generation, partition, "end") VALUES (:log, 1, :partition, :end) '
     'ON CONFLICT (log, generation, partition) DO UPDATE SET "end" = excluded."end"'
@@ -109,14 +126,8 @@ class Outbox:
 
     def waiting(self, wall: int, limit: int) -> list[Mail]:
         """The mails to be tried now, oldest first."""
-        wanted = (
-            sa.select(_DELIVERY)
-            .where(_DELIVERY.c.state == WAITING, _DELIVERY.c.next_at <= wall)
-            .order_by(_DELIVERY.c.next_at, _DELIVERY.c.log, _DELIVERY.c.partition, _DELIVERY.c.offset)
-            .limit(limit)
-        )
         with self._database.read() as connection:
-            return [Mail(**row) for row in connection.execute(wanted).mappings()]
+            return [Mail(**row) for row in connection.execute(_DUE, {"wall": wall, "limit": limit}).mappings()]
 
     def would_mail(self, wall: int, allow: Sequence[str], limit: int) -> int:
         """How many mails are due that nobody has released and that, as far as the address book tells, would be sent."""
@@ -157,10 +168,9 @@ class Outbox:
         Raises:
             ConflictError: another run has taken it.
         """
-        waiting = sa.select(sa.literal(1)).where(_DELIVERY.c.event_id == mail.event_id, _DELIVERY.c.state == WAITING)
         with self._database.write() as connection:
             done = connection.execute(_CLAIM, {"event_id": mail.event_id, "wall": now()}).rowcount
-            if not done and connection.scalar(waiting) is None:
+            if not done and connection.scalar(_IS_WAITING, {"event_id": mail.event_id}) is None:
                 raise ConflictError(
                     "another run has taken this mail",
                     where=mail.event_id,
@@ -202,11 +212,11 @@ class Outbox:
 
     def give_up(self, reason: str | None = None) -> int:
         """Settle claims as UNKNOWN, all of them or those of one `reason`; gives how many."""
-        wanted = sa.select(_DELIVERY).where(_DELIVERY.c.state == CLAIMED)
-        if reason is not None:
-            wanted = wanted.where(_DELIVERY.c.reason == reason)
         with self._database.read() as connection:
-            claimed = [Mail(**row) for row in connection.execute(wanted).mappings()]
+            rows = (
+                connection.execute(_CLAIMED) if reason is None else connection.execute(_CLAIMED_FOR, {"reason": reason})
+            )
+            claimed = [Mail(**row) for row in rows.mappings()]
         if claimed:
             died = "the sender died while it was sending"
             self.settle([Result(mail, UNKNOWN, mail.reason or died) for mail in claimed])
@@ -214,31 +224,28 @@ class Outbox:
 
     def contact(self, mail: Mail) -> Contact | None:
         """Where the recipient of a mail is reached."""
-        wanted = sa.select(Contact.email, Contact.unsubscribed).where(  # type: ignore[call-overload]  # SQLModel's columns are plain values to the types
-            Contact.type == mail.recipient_type, Contact.id == mail.recipient_id
-        )
+        whose = {"type": mail.recipient_type, "id": mail.recipient_id}
         with self._database.read() as connection:
-            row = connection.execute(wanted).first()
+            row = connection.execute(_ADDRESS, whose).first()
         if row is None:
             return None
         return Contact(type=mail.recipient_type, id=mail.recipient_id, email=row[0], unsubscribed=row[1])
 
     def settled_by(self, abandonment: str) -> set[str]:
         """Which verbs the log has shown for an abandonment since it was flagged."""
-        wanted = sa.select(Settled.verb).where(Settled.abandonment == abandonment)  # type: ignore[call-overload]  # SQLModel's columns are plain values to the types
         with self._database.read() as connection:
-            return set(connection.scalars(wanted))
+            return set(connection.scalars(_SETTLED_BY, {"abandonment": abandonment}))
 
     def ordered_since(self, customer: str, at: int) -> int | None:
         """When a customer ordered after `at`, by the rows of `normalise`; None if never."""
-        wanted = sa.select(sa.func.min(Order.at)).where(Order.customer == customer, Order.at > at)  # type: ignore[arg-type]  # SQLModel's columns are plain values to the types
         with self._database.read() as connection:
-            return connection.scalar(wanted)
+            found: int | None = connection.scalar(_ORDERED_SINCE, {"customer": customer, "at": at})
+        return found
 
     def counts(self) -> dict[str, int]:
         """How many mails are in each state."""
         with self._database.read() as connection:
-            rows = connection.execute(sa.select(_DELIVERY.c.state, sa.func.count()).group_by(_DELIVERY.c.state))
+            rows = connection.execute(_COUNTS)
             return {state: count for state, count in rows}  # noqa: C416  # rows are not pairs to the type checker
 
     def _adopt_tail(self, partition: int) -> None:
@@ -270,9 +277,7 @@ class Outbox:
             self._update(connection, mail.event_id, **values)
 
     def _update(self, connection: sa.Connection, event_id: str, **values: Any) -> None:
-        connection.execute(
-            sa.update(_DELIVERY).where(_DELIVERY.c.event_id == event_id).values(**values, changed_at=now())
-        )
+        connection.execute(_UPDATE, {**values, "changed_at": now(), "its_id": event_id})
 
     def _writer(self, partition: int) -> DerivedWriter:
         if partition not in self._writers:

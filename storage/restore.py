@@ -29,6 +29,7 @@ from storage.tables import Restored as RestoredRow
 from storage.times import now
 
 _PIECE = 1 << 20
+_LAST = sa.text("SELECT at, ends FROM restored ORDER BY at DESC LIMIT 1")
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,8 @@ def mark_restored(database: Database, store: Store, derived: set[str]) -> int:
 
 def last_restored(database: Database) -> Restored | None:
     """The last time that a backup was put back; None if never."""
-    table: sa.Table = RestoredRow.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
     with database.read() as connection:
-        row = connection.execute(sa.select(table).order_by(table.c.at.desc()).limit(1)).first()
+        row = connection.execute(_LAST).first()
     return None if row is None else Restored(row.at, orjson.loads(row.ends))
 
 

@@ -12,7 +12,6 @@ import sqlalchemy as sa
 
 from storage.database import Database
 from storage.statements import execute_many, mark
-from storage.tables import State
 
 S = TypeVar("S")
 Due = tuple[int, int]
@@ -23,6 +22,8 @@ _UPSERT = (
     "DO UPDATE SET value = excluded.value, due = excluded.due, rank = excluded.rank"
 )
 _DELETE = "DELETE FROM state WHERE checkpoint = :checkpoint AND key = :key"
+_ANY = sa.text("SELECT 1 FROM state WHERE checkpoint = :checkpoint LIMIT 1")
+_EARLIEST = sa.text("SELECT MIN(due) FROM state WHERE checkpoint = :checkpoint")
 _DUE = sa.text(
     "SELECT key, value, due, rank FROM state WHERE checkpoint = :checkpoint AND due < :bound AND (due, rank, key) > (:due, :rank, :key) "
     "ORDER BY due, rank, key LIMIT :at_once"
@@ -53,8 +54,7 @@ class StateStore(Generic[S]):
         self._changed: dict[str, S | None] = {}  # since then: few, and at hand
         self._dues: dict[str, Due | None] = {}  # of those put one by one
         with database.read() as connection:
-            mine = State.checkpoint == checkpoint
-            self.complete = connection.execute(sa.select(sa.literal(1)).where(mine).limit(1)).first() is None  # type: ignore[arg-type]  # SQLModel's columns are plain values to the types
+            self.complete = connection.execute(_ANY, {"checkpoint": checkpoint}).first() is None
         """Whether what is not in memory is nowhere: while nothing was there at the start, nor evicted since."""
         self._earliest, self._is_earliest = self._stored_earliest(), True
         self._ticked = False
@@ -189,7 +189,6 @@ class StateStore(Generic[S]):
             self._earliest = due[0]
 
     def _stored_earliest(self) -> int | None:
-        wanted = sa.select(sa.func.min(State.due)).where(State.checkpoint == self._checkpoint)  # type: ignore[arg-type]  # SQLModel's columns are plain values to the types
         with self._database.read() as connection:
-            found = connection.scalar(wanted)
+            found = connection.scalar(_EARLIEST, {"checkpoint": self._checkpoint})
         return None if found is None else int(found)

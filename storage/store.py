@@ -44,6 +44,8 @@ class Store:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.home = settings.home.resolve()
+        self._logs = f"{self.home}/logs"
+        self._directories: dict[tuple[str, int, int], Path] = {}
         self._writers: dict[tuple[str, int], PartitionWriter] = {}
         self._lock = threading.Lock()
         try:
@@ -82,14 +84,19 @@ class Store:
         Here and below, a log's name alone means the generation that is live.
         """
         generation = self.live_generation(log) if generation is None else generation
-        folder = check_log_name(log) if generation == 1 else f"{check_log_name(log)}@{generation}"
-        return self.home / "logs" / folder / str(partition)
+        known = self._directories.get((log, generation, partition))  # asked for several times in every round
+        if known is None:
+            folder = check_log_name(log) if generation == 1 else f"{check_log_name(log)}@{generation}"
+            known = self._directories[log, generation, partition] = self.home / "logs" / folder / str(partition)
+        return known
 
     def partitions(self, log: str, generation: int | None = None) -> list[int]:
         """The partitions that a log has, by its folders, and by the setting where it is a raw log to be."""
-        folder = self.directory(log, 0, generation).parent
-        found = {int(path.name) for path in folder.iterdir() if path.name.isdigit()} if folder.is_dir() else set()
-        return sorted(found | {0})
+        try:
+            names = os.listdir(str(self.directory(log, 0, generation))[: -len("/0")])
+        except (FileNotFoundError, NotADirectoryError):
+            names = []
+        return sorted({int(name) for name in names if name.isdigit()} | {0})
 
     def logs(self) -> list[str]:
         """The names of the logs that were ever written."""
@@ -131,5 +138,5 @@ class Store:
 
     def live_generation(self, log: str) -> int:
         """The generation of a log that is live: the first, where there never was another."""
-        later = any(name.startswith(f"{log}@") for name in os.listdir(self.home / "logs"))  # most logs never ask
+        later = any(name.startswith(f"{log}@") for name in os.listdir(self._logs))  # most logs never ask
         return self.database.live_generation(log) if later else 1

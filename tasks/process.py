@@ -23,6 +23,9 @@ from tasks.run import COLLECTOR, Run
 AsOf = int | Literal["now", "log-end"]
 IDLE_WAIT = 1.0
 UNCONFIRMED_WAIT = 0.005
+_CHECKPOINT: sa.Table = Checkpoint.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
+_POSITIONS = sa.select(_CHECKPOINT).order_by(_CHECKPOINT.c.id)
+_LIVE_POSITIONS = _POSITIONS.where(_CHECKPOINT.c.live.is_(True))
 
 
 @dataclass
@@ -165,10 +168,8 @@ def follow(run: Run, name: str) -> Summary:
 
 def positions(store: Store, *, every: bool = False) -> list[Position]:
     """The checkpoints of what is live, as they are committed; of every generation where `every` says so."""
-    table: sa.Table = Checkpoint.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
-    wanted = sa.select(table).order_by(table.c.id)
     with store.database.read() as connection:
-        rows = connection.execute(wanted if every else wanted.where(table.c.live.is_(True))).mappings().all()
+        rows = connection.execute(_POSITIONS if every else _LIVE_POSITIONS).mappings().all()
     return [Position(**{key: value for key, value in row.items() if key != "committed_at"}) for row in rows]
 
 

@@ -62,7 +62,10 @@ class Run:
         # A derived line carries its cause, so it may be longer and nest deeper than a raw one.
         self.derived_batches = BatchCache(settings.batch_bytes, 1 << 40, MAX_DERIVED_DEPTH, stop=self.stop)
         logs = [*topology.raw_logs(), *sorted(topology.derived_logs()), CLOCK, DELIVERIES]
-        directories = [store.directory(log, part) for log in logs for part in store.partitions(log)]
+        live = {log: store.live_generation(log) for log in logs}
+        directories = [
+            store.directory(log, part, live[log]) for log in logs for part in store.partitions(log, live[log])
+        ]
         self._waiting = 0
         self._lock = threading.Lock()
         self.pulse = Pulse(directories, settings.poll / 1000, self.stop)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.util import LRUCache
 
-from storage.database import Database, _begin_immediate, _configure_sqlite, _in_a_sentence
+from storage.database import Database, _in_a_sentence
 from storage.settings import load_settings
 from storage.store import Store
+from tests.simulator.connection import Connection, connect
 from tests.simulator.disk import Disk
 
 
@@ -26,46 +25,39 @@ class SimulatedDatabase(Database):
 
     def __init__(self, file: Path, home: Path, disk: Disk) -> None:
         super().__init__(f"sqlite:///{file}", home)
-        self.disk = disk
+        self.file, self.disk = file, disk
+        self._url = sa.make_url(self.url)
         self.after_commit: Callable[[], None] = lambda: None
 
     @cached_property
-    def engine(self) -> sa.Engine:
-        engine = sa.create_engine(self.url, connect_args={"timeout": 0, "check_same_thread": False})
-        engine._compiled_cache = _COMPILED  # an engine a world: what SQLAlchemy has compiled serves them all
-        sa.event.listen(engine, "connect", _configure_sqlite)
-        sa.event.listen(engine, "connect", _do_not_wait)
-        sa.event.listen(engine, "begin", _begin_immediate)
-        sa.event.listen(engine, "before_cursor_execute", self._execute)
-        return engine
-
-    @cached_property
-    def _writing(self) -> sa.Connection:
-        return self.engine.connect()  # kept: to get one costs more than most statements
-
-    @cached_property
-    def _reading(self) -> sa.Connection:
-        return self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+    def _connection(self) -> Connection:
+        """The one connection: whoever looks while nobody writes sees what is committed."""
+        return Connection(connect(self.file), self._pass)
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        with _in_a_sentence(self.engine):
-            try:
-                yield self._reading
-            finally:
-                self._reading.rollback()
+        with _in_a_sentence(self._url):
+            yield self._looking()  # type: ignore[misc]  # what is used of one is there
+
+    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """A look at what is committed that passes by."""
+        return self._looking().raw.execute(sql).fetchall()
+
+    def _looking(self) -> Connection:
+        assert not self._connection.raw.in_transaction, "what is not committed yet would be seen"
+        return self._connection
 
     def dispose(self) -> None:
-        for connection in (self._writing, self._reading):
+        """Let go of the file, which somebody else may have until the next use."""
+        if (connection := self.__dict__.pop("_connection", None)) is not None:
             connection.close()
-        super().dispose()
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
-        with _in_a_sentence(self.engine):
+        with _in_a_sentence(self._url):
             self._pass("begin")
-            with self._writing.begin():
-                yield self._writing
+            with self._connection.begin():
+                yield self._connection  # type: ignore[misc]  # likewise
                 self._pass("commit")
             if self.disk.process is not None:
                 self.after_commit()
@@ -74,9 +66,6 @@ class SimulatedDatabase(Database):
                 raise _refusal("server closed the connection unexpectedly")
             self.disk.leave(how)
 
-    def _execute(self, _connection: object, _cursor: object, statement: str, *_more: object) -> None:
-        self._pass("execute", statement.split(" ", 1)[0])
-
     def _pass(self, call: str, where: str = "") -> None:
         how = self.disk.enter(call, where)
         if how == "refused":
@@ -84,15 +73,8 @@ class SimulatedDatabase(Database):
         self.disk.leave(how)  # dead is dead, before a statement or after it
 
 
-_COMPILED: LRUCache[Any, Any] = LRUCache(1_000)
-
-
 def _refusal(said: str) -> sa.exc.OperationalError:
     return sa.exc.OperationalError("", {}, sqlite3.OperationalError(said))
-
-
-def _do_not_wait(connection: Any, _record: object) -> None:
-    connection.execute("PRAGMA busy_timeout=0")
 
 
 @functools.cache
@@ -104,16 +86,14 @@ def empty_database() -> bytes:
         store.database.dispose()
         file = Path(folder) / "afterlog.db"
         connection = sqlite3.connect(file)
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         for type, id, email in _CONTACTS:
             connection.execute(
                 "INSERT INTO contact (type, id, email, unsubscribed) VALUES (?, ?, ?, ?)",
                 (type, id, email, email.startswith("no")),
             )
         connection.commit()
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        connection.execute("PRAGMA journal_mode=DELETE")
         connection.close()
-        gc.freeze()  # what was imported stays: the collections of so many worlds need not look at it
         return file.read_bytes()
 
 

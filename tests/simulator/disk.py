@@ -115,12 +115,15 @@ class Disk:
 
     def __init__(self, home: Path, random: random.Random) -> None:
         self.home, self.random = home, random
+        self._prefix = str(home)
         self.folders: dict[str, Folder] = {str(home): Folder()}
         self.process: Process | None = None
         self.fault: Fault | None = None
         self.injected: list[str] = []
         self.calls, self.digest = 0, 0
         self.lost, self.how = False, ""
+        self.touched: set[str] = set()
+        """The folders in which anything was written, made or removed since whoever keeps this last looked."""
         self.preempt: Callable[[], None] = lambda: None
 
     def enter(self, call: str, where: str) -> str:
@@ -136,7 +139,7 @@ class Disk:
         if process.dead or self.lost:
             raise KilledError
         self.calls += 1
-        where = where.removeprefix(str(self.home))
+        where = where.removeprefix(self._prefix)
         self.digest = zlib.crc32(f"{process.name} {call} {where}".encode(), self.digest)
         fault = self.fault
         if fault is None or call not in CALLS[fault.kind] or fault.aim not in where:
@@ -189,6 +192,10 @@ class Disk:
         folder, _, name = path.rpartition("/")
         return self.folders[folder], name
 
+    def touch(self, path: str) -> None:
+        """Something in the folder of `path` is other than before."""
+        self.touched.add(path.rpartition("/")[0])
+
     def lose_power(self) -> None:
         """Put on the disk what a power loss leaves there."""
         self._restart(self.home, self.how or self.random.choice(["lost", "lost", "kept", "some", "some", "some"]))
@@ -216,6 +223,7 @@ class Disk:
     def adopt(self) -> None:
         """Take what lies under HOME as it is, durable."""
         self.folders = {}
+        self.touched.add("")  # all of them
         for root, folders, files in os.walk(self.home):
             held = {name: _durable(Path(root, name).read_bytes()) for name in sorted(files)}
             names: dict[str, File | None] = {**dict.fromkeys(sorted(folders)), **held}

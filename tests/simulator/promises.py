@@ -24,6 +24,7 @@ class Promises:
         self.world, self.actors = world, actors
         self._committed: dict[tuple[str, int], bytes] = {}
         self._offsets: dict[tuple[str, str, int], tuple[int, int]] = {}
+        self._seen: dict[tuple[str, int], int] = {}
         self._database = world.database
         world.database.after_commit = self.nothing_rests_on_what_may_be_lost
 
@@ -64,11 +65,23 @@ class Promises:
             self._demand(
                 lines == done + bad + ignored, f"{processor} read {lines}, and accounts for {done + bad + ignored}"
             )
-        for (log, part), end in needed.items():
+        for (log, part), end in self._not_seen(needed):
             there = self.world.disk.log(log, part, durable=False)[:end]
             self._demand(len(there) == end, f"{log}/{part} has {len(there)} bytes, and {end} were relied upon")
             durable = self.world.disk.log(log, part, durable=True)[:end]
             self._demand(durable == there, f"{log}/{part}: of {end} bytes relied upon not all are durable")
+            self._seen[log, part] = end
+
+    def _not_seen(self, needed: dict[tuple[str, int], int]) -> list[tuple[tuple[str, int], int]]:
+        """What is to be looked at: where nothing was written since the last look, what was durable then is so still."""
+        touched, logs = self.world.disk.touched, f"{self.world.home}/logs"
+        if touched:
+            self._seen = {
+                place: end for place, end in self._seen.items()
+                if "" not in touched and f"{logs}/{place[0]}/{place[1]}" not in touched
+            }  # fmt: skip
+            touched.clear()
+        return [(place, end) for place, end in needed.items() if end > self._seen.get(place, -1)]
 
     def _nobody_goes_back(self) -> None:
         """No checkpoint lies before the one that was committed before it, unless an older database was put back."""

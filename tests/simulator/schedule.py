@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import traceback
 from dataclasses import dataclass, field
 from random import Random
@@ -74,7 +76,16 @@ def simulate(seed: int, steps: int = STEPS) -> Outcome:
             traceback.clear_frames(error.__traceback__)
             lived.actors.forget_all()
             raise FoundError("\n".join([head, str(settings), *lived.trace, where])) from None
-        return Outcome(made.disk.calls, made.disk.digest, lived.trace)
+        outcome = Outcome(made.disk.calls, made.disk.digest, lived.trace)
+    _freeze()
+    return outcome
+
+
+@functools.cache
+def _freeze() -> None:
+    """Once a seed was lived through, all is imported and compiled: the collections of so many worlds need not look at that."""
+    gc.collect()
+    gc.freeze()
 
 
 class _Schedule:

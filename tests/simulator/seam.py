@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
-import gc
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
+from weakref import WeakSet
 
 import storage.times
+import tasks.follow
 from storage.append import _Tail
 from tests.simulator.disk import Disk, File, KilledError, Process
 
+_OPEN_TAIL = _Tail.__init__
 _FIRST = 1 << 30  # no descriptor of the kernel's is that high, and none of ours is given twice
 
 
@@ -39,7 +42,7 @@ class Seam:
         self._next = _FIRST
         self._real = SimpleNamespace(**{name: getattr(os, name) for name in _CALLS}, flock=fcntl.flock)
         self._passing = False
-        self._orphans: set[int] = set()
+        self._tails: WeakSet[_Tail] = WeakSet()
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -50,6 +53,10 @@ class Seam:
             mock.patch.multiple(os, **calls),
             mock.patch.object(fcntl, "flock", self._flock),
             mock.patch.object(storage.times, "time", clock),
+            mock.patch.object(
+                tasks.follow, "time", SimpleNamespace(thread_time=lambda: 0.0)
+            ),  # a slow call, and no seed's
+            mock.patch.object(_Tail, "__init__", lambda *given: self._open_tail(*given)),
         ):
             yield
 
@@ -68,34 +75,35 @@ class Seam:
         for number in sorted(process.handles):
             handle = self._handles.pop(number)
             self._real.close(handle.real)
-            if handle.appends:
-                self._orphans.add(number)
         process.handles.clear()
 
     def let_go(self) -> None:
         """Have nobody close a descriptor of a dead process later, when it would be one of the kernel's."""
-        for thing in gc.get_objects() if self._orphans or self._handles else ():
-            if isinstance(thing, _Tail) and thing.handle >= _FIRST:
-                thing.handle = -1
+        for tail in self._tails:
+            if tail.handle >= _FIRST:
+                tail.handle = -1
+
+    def _open_tail(self, tail: _Tail, base: int, path: Path) -> None:
+        _OPEN_TAIL(tail, base, path)
+        self._tails.add(tail)
 
     def _is_ours(self, path: Any) -> bool:
-        return not self._passing and os.fspath(path).startswith(self.home) if not isinstance(path, int) else False
+        return not self._passing and not isinstance(path, int) and os.fspath(path).startswith(self.home)
 
     def _open(self, path: Any, flags: int, mode: int = 0o777, **more: Any) -> int:
-        if not self._is_ours(path) and os.fspath(path) != self.home[:-1]:
-            return int(self._real.open(path, flags, mode, **more))
-        if self._passing:
-            return int(self._real.open(path, flags, mode, **more))
         name = os.fspath(path)
+        if self._passing or not (name.startswith(self.home) or name == self.home[:-1]):
+            return int(self._real.open(path, flags, mode, **more))
         creates = bool(flags & os.O_CREAT) and not os.path.lexists(name)
         how = self.disk.enter("create" if creates else "open", name)
         creates = creates and not os.path.lexists(name)  # another may have been quicker
-        real = self._real.open(path, flags, mode, **more)
+        real = self._real.open(name, flags, mode, **more)
         file = None
-        if not stat.S_ISDIR(self._real.fstat(real).st_mode):
+        if name not in self.disk.folders:
             folder, last = self.disk.folder_of(name)
             if creates:
                 folder.put(last, File())
+                self.disk.touch(name)
             file = folder.names[last]
         if how:
             self._real.close(real)
@@ -111,7 +119,6 @@ class Seam:
         if number < _FIRST:
             self._real.close(number)
             return
-        self._orphans.discard(number)
         if (handle := self._handles.pop(number, None)) is not None:  # else it went with its process
             if handle.process is not None:
                 handle.process.handles.discard(number)
@@ -133,7 +140,8 @@ class Seam:
             return bytes(self._real.pread(number, length, at))
         handle, how = self._at("read", number)
         self.disk.leave(how)
-        return bytes(self._real.pread(handle.real, length, at))
+        assert handle.file is not None
+        return bytes(handle.file.content[at : at + length])
 
     def _write(self, number: int, data: bytes) -> int:
         if number < _FIRST:
@@ -145,6 +153,7 @@ class Seam:
             data = data[: self.disk.random.randrange(len(data)) + (how == "short")]
         at = len(handle.file.content)
         handle.file.write(at, data)
+        self.disk.touch(handle.path)
         done = int(self._real.write(handle.real, data))
         self._touch(handle)
         self.disk.leave(how)
@@ -156,6 +165,7 @@ class Seam:
         handle, how = self._at("pwrite", number)
         assert handle.file is not None
         handle.file.write(at, data)
+        self.disk.touch(handle.path)
         done = int(self._real.pwrite(handle.real, data, at))
         self.disk.leave(how)
         return done
@@ -167,6 +177,7 @@ class Seam:
         handle, how = self._at("ftruncate", number)
         assert handle.file is not None
         handle.file.write(length, None)
+        self.disk.touch(handle.path)
         self._real.ftruncate(handle.real, length)
         self._touch(handle)
         self.disk.leave(how)
@@ -199,6 +210,7 @@ class Seam:
         self._real.mkdir(path, mode)
         folder, last = self.disk.folder_of(name)
         folder.put(last, None)
+        self.disk.touch(name)
         self.disk.folders[name] = type(folder)()
         self.disk.leave(how)
 
@@ -210,7 +222,17 @@ class Seam:
         self._real.unlink(path)
         folder, last = self.disk.folder_of(os.fspath(path))
         folder.remove(last)
+        self.disk.touch(os.fspath(path))
         self.disk.leave(how)
+
+    def _listdir(self, path: Any = ".") -> list[str]:
+        if not self._is_ours(path):
+            found: list[str] = self._real.listdir(path)
+            return found
+        folder = self.disk.folders.get(os.fspath(path))
+        if folder is None:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
+        return [*folder.names]
 
     def _flock(self, number: int, what: int) -> None:
         if number < _FIRST:
@@ -231,5 +253,5 @@ class Seam:
 
 
 _CALLS = (
-    "open", "close", "read", "write", "pread", "pwrite", "fsync", "fdatasync", "ftruncate", "fstat", "mkdir", "unlink",
+    "open", "close", "read", "write", "pread", "pwrite", "fsync", "fdatasync", "ftruncate", "fstat", "mkdir", "unlink", "listdir",
 )  # fmt: skip

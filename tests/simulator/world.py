@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
-import sqlite3
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +13,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 from unittest import mock
+
+from pydantic import SecretStr
 
 import storage.batches
 import tasks.deliver
@@ -54,15 +56,13 @@ class World:
         self.home.mkdir()
         self.file.parent.mkdir()
         self.file.write_bytes(empty_database())
-        self.settings: Settings = load_settings(
-            home=self.home, database_url=f"sqlite:///{self.file}", commit_every="1h", **settings
-        )
+        place = {"home": self.home, "database_url": SecretStr(f"sqlite:///{self.file}")}
+        self.settings: Settings = _usual_settings().model_copy(update={**place, **settings})
         self.topology: Topology = build_topology(self.settings)
         self.disk = Disk(self.home, random)
         self.seam = Seam(self.disk)
         self.seam.wall = START
         self.database = SimulatedDatabase(self.file, self.home, self.disk)
-        self.look = sqlite3.connect(self.file)
         self.server = MailServer(random, self.disk, self.claimed)
         self.runs: list[Run] = []
         self.doubled = False
@@ -129,7 +129,7 @@ class World:
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
         """A look at what is committed."""
-        return self.look.execute(sql).fetchall()
+        return self.database.rows(sql)
 
     def claimed(self) -> list[str]:
         """The mails that may be on their way."""
@@ -138,6 +138,7 @@ class World:
     @contextmanager
     def aside(self) -> Iterator[Store]:
         """A person at work, with whom nothing goes wrong."""
+        self.database.dispose()
         with self.seam.passing():
             store = Store(self.settings)
             try:
@@ -149,15 +150,17 @@ class World:
     def reopen(self) -> None:
         """What lies on the disk is durable, and the database's file is another one."""
         self.disk.adopt()
-        self.look.close()
         self.database.dispose()
         self.database = SimulatedDatabase(self.file, self.home, self.disk)
-        self.look = sqlite3.connect(self.file)
 
     def close(self) -> None:
         """End it all."""
-        self.look.close()
         self.database.dispose()
+
+
+@functools.cache
+def _usual_settings() -> Settings:
+    return load_settings(commit_every="1h")
 
 
 @contextmanager
