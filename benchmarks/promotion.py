@@ -20,7 +20,7 @@ from pathlib import Path
 from storage.door import append_lines
 from storage.outbox import Outbox
 from storage.settings import load_settings
-from storage.store import Store
+from storage.store import DELIVERIES, Store
 from storage.times import now
 from tasks.intake import Intake
 from tasks.local import side_by_side
@@ -30,7 +30,7 @@ from tasks.replay import run_replay, start
 from tasks.replay_plan import Request
 from tasks.restored import Restores
 from tasks.run import Run
-from tasks.topology import DELIVERIES, build_topology
+from tasks.topology import build_topology
 
 _AT_ONCE = 20_000
 NAME = "longer"

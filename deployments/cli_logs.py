@@ -19,10 +19,10 @@ from storage.errors import AppendError, UsageError
 from storage.look import Look
 from storage.manifest import place_before
 from storage.settings import load_settings
-from storage.store import Store, check_log_name
+from storage.store import DELIVERIES, Store, check_log_name
 from storage.times import parse_time
 from tasks.pulse import Pulse
-from tasks.topology import DELIVERIES, build_topology
+from tasks.topology import build_topology
 
 _CHUNK = 1 << 20
 

@@ -26,10 +26,10 @@ from deployments.server import Processes, free_port
 from storage.contacts import Entry, save_contacts
 from storage.door import append_events, append_lines
 from storage.settings import Settings, load_settings
-from storage.store import Store
+from storage.store import DELIVERIES, Store
 from storage.times import now, show, show_duration
 from tasks.status import ProcessorStatus, read_status
-from tasks.topology import DELIVERIES, Topology, build_topology
+from tasks.topology import Topology, build_topology
 
 MARK = ".afterlog-demo"
 _CONSOLE = Console(stderr=False, highlight=False, soft_wrap=True)

@@ -26,10 +26,11 @@ from flows.naming import Done, following
 from flows.run_name import rename
 from storage.mails import FAILED, SENT, SUPPRESSED, UNKNOWN, WAITING
 from storage.outbox import Outbox
+from storage.store import DELIVERIES
 from tasks.deliver import DeliverySummary
 from tasks.process import Summary, positions
 from tasks.run import Run
-from tasks.topology import DELIVER, DELIVERIES
+from tasks.topology import DELIVER
 
 FIRST_REPORT, REPORT_EVERY = 8.0, 120.0
 """Seconds into a shift after which it first tells what it has done, and after which again."""

@@ -6,11 +6,11 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from storage.store import Store
+from storage.store import DELIVERIES, Store
 from storage.times import show
 from tasks.latest import HOUR, Hours, count_hours
 from tasks.process import positions
-from tasks.topology import DELIVERIES, Topology
+from tasks.topology import Topology
 
 HOURS = 48
 _WIDTH, _LEFT, _STRIP, _GAP, _TOP, _FOOT = 760, 8, 62, 30, 26, 24

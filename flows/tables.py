@@ -13,11 +13,10 @@ import sqlalchemy as sa
 
 from flows.markdown import cell, line_of
 from storage.mails import CLAIMED, UNKNOWN, WAITING
-from storage.store import Store
+from storage.store import DELIVERIES, Store
 from storage.tables import Delivery
 from storage.times import show, show_duration
 from tasks.latest import latest_events, parse
-from tasks.topology import DELIVERIES
 
 ROWS = 20
 _LOOK_BACK = 10 * ROWS  # outcomes lie between the abandonments that are shown

@@ -17,12 +17,13 @@ from sqlmodel import SQLModel
 
 from storage import tables  # noqa: F401  # its classes fill the metadata
 from storage.database import Database
+from storage.derived import whole_lines
 from storage.errors import UsageError
 from storage.locks import locked
 from storage.manifest import MANIFEST, archived_end, note_archived, read_manifest
 from storage.schema import HEAD
 from storage.segment import fsync_directory, fsync_file, list_segments, make_directory, segment_path
-from storage.store import CLOCK, Store
+from storage.store import CLOCK, DELIVERIES, Store
 from storage.times import now
 
 FILE = "afterlog.db"
@@ -35,7 +36,8 @@ _ROWS = 5_000
 def make_backup(store: Store, derived: set[str], folder: Path) -> dict[str, int]:
     """Write a backup into `folder`, which is new or empty; gives how many bytes of each `log/partition` are in it.
 
-    `derived` logs are copied up to their committed ends, others to their last whole line.
+    `derived` logs are copied up to their committed ends, others to their last whole line; of what became of mails, only
+    what will be adopted, since the rest is cut.
 
     Raises:
         UsageError: there is something in the folder already.
@@ -63,10 +65,14 @@ def _copy_logs(store: Store, derived: set[str], folder: Path) -> dict[str, int]:
     for path in sorted((store.home / "logs").iterdir(), key=lambda p: (p.name != CLOCK, p.name in derived, p.name)):
         name, _, generation = path.name.partition("@")
         for part in sorted(int(p.name) for p in path.iterdir() if p.name.isdigit()):
-            if name in derived:
-                end = ends.get((name, int(generation or 1), part), 0)
-            else:
-                end = store.reader(name, part, int(generation or 1)).end()
+            end, reader = (
+                ends.get((name, int(generation or 1), part), 0),
+                store.reader(name, part, int(generation or 1)),
+            )
+            if name == DELIVERIES:
+                end += whole_lines(b"".join(reader.raw(end, reader.end())))
+            elif name not in derived:
+                end = reader.end()
             copy_segments(path / str(part), folder / "logs" / path.name / str(part), end)
             copied[f"{path.name}/{part}"] = end
     return copied

@@ -204,6 +204,11 @@ class DerivedWriter:
         )
 
 
+def whole_lines(tail: bytes) -> int:
+    """How many bytes of an unconfirmed tail are lines: up to half a line, or to where a power loss has left NULs."""
+    return tail.partition(b"\0")[0].rfind(b"\n") + 1
+
+
 def _ends_line(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)

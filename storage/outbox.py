@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from storage.brake import HOUR, LOOK_BACK
 from storage.commit import Pending, Position, commit
 from storage.database import Database
-from storage.derived import DerivedWriter
+from storage.derived import DerivedWriter, whole_lines
 from storage.errors import ConflictError
 from storage.mails import (
     AGAIN,
@@ -251,8 +251,7 @@ class Outbox:
     def _adopt_tail(self, partition: int) -> None:
         end = self.store.committed_end(self.log, partition)
         tail = self._writer(partition).tail(end)
-        written = tail.partition(b"\0")[0]  # a power loss may have left NULs
-        whole = written.rfind(b"\n") + 1
+        whole = whole_lines(tail)
         if len(tail) > whole:
             self._writer(partition).cut(end + whole)  # half a line was never anybody's news
         if not whole:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from storage.database import Database
 
 CLOCK = "clock"
+DELIVERIES = "deliveries"
+"""What became of each mail."""
 _LOG_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
 

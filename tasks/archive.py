@@ -14,10 +14,10 @@ from storage.locks import RunLock
 from storage.manifest import Entry, archived_end, digest_of, name_of, note_archived, read_manifest, seal
 from storage.segment import Segment, fsync_directory, list_segments
 from storage.steps import reached
-from storage.store import CLOCK, Store
+from storage.store import CLOCK, DELIVERIES, Store
 from storage.times import now
 from tasks.process import positions
-from tasks.topology import DELIVER, DELIVERIES, Topology
+from tasks.topology import DELIVER, Topology
 
 
 @dataclass

@@ -20,6 +20,7 @@ from storage.decisions import carry_out
 from storage.errors import Stopped, UsageError
 from storage.mails import FAILED, SENT, SUPPRESSED, UNKNOWN, WITHDRAWN, Mail, Result
 from storage.outbox import Outbox
+from storage.store import DELIVERIES
 from storage.times import now
 from tasks.brake import BrakeCheck
 from tasks.guards import Guards, read_event
@@ -30,7 +31,7 @@ from tasks.process import IDLE_WAIT, UNCONFIRMED_WAIT
 from tasks.restored import Restores
 from tasks.run import Run
 from tasks.sending import NotSent, OutcomeUnknown, Transport
-from tasks.topology import DELIVER, DELIVERIES
+from tasks.topology import DELIVER
 from tasks.transport import open_transport
 
 Told = Callable[[str], None]

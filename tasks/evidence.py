@@ -18,8 +18,8 @@ from storage.look import Look, Row
 from storage.lookup import lines_with
 from storage.reader import PartitionReader
 from storage.recorded import Ticks, Version, in_force, versions
-from storage.store import Store
-from tasks.topology import DELIVER, DELIVERIES, Topology
+from storage.store import DELIVERIES, Store
+from tasks.topology import DELIVER, Topology
 
 Event = dict[str, Any]
 

@@ -22,7 +22,7 @@ from storage.locks import RunLock
 from storage.mails import MAY_HAVE_BEEN_SENT
 from storage.outbox import Outbox
 from storage.staged import Staged, staging
-from storage.store import CLOCK, Store
+from storage.store import CLOCK, DELIVERIES, Store
 from tasks.follow import PartitionFollower
 from tasks.intake import Intake, logs_taken_in
 from tasks.process import positions
@@ -33,7 +33,7 @@ from tasks.replay_plan import Planned, read_plan, write_plan
 from tasks.restored import Restores
 from tasks.run import PROMOTION, Run
 from tasks.timeline import Place, Version, recorded, same_json
-from tasks.topology import DELIVER, DELIVERIES, Topology
+from tasks.topology import DELIVER, Topology
 
 _ROUNDS, _NEAR = 5, 1 << 20
 _LONGEST_WAIT = 60_000

@@ -11,10 +11,10 @@ from storage.batches import BatchCache
 from storage.errors import Stopped
 from storage.event import MAX_DERIVED_DEPTH
 from storage.locks import POLL, RunLock, is_held
-from storage.store import CLOCK, Store
+from storage.store import CLOCK, DELIVERIES, Store
 from storage.written_by import Author
 from tasks.pulse import Pulse
-from tasks.topology import DELIVERIES, Topology
+from tasks.topology import Topology
 
 PROMOTION = "promotion.lock"
 

@@ -11,8 +11,8 @@ from storage.errors import UsageError
 from storage.locks import RunLock
 from storage.mails import FAILED, SENT, WAITING
 from storage.outbox import Outbox
-from storage.store import Store
-from tasks.topology import DELIVER, DELIVERIES
+from storage.store import DELIVERIES, Store
+from tasks.topology import DELIVER
 
 PATIENCE = 10.0
 """Seconds to wait for the run that delivers; it looks at least once a second, between two mails."""

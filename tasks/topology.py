@@ -11,10 +11,9 @@ from typing import Any
 from storage.door import REFUSED
 from storage.errors import UsageError
 from storage.settings import Settings
-from storage.store import CLOCK, check_log_name
+from storage.store import CLOCK, DELIVERIES, check_log_name
 from tasks.processors import abandonment, anomalies, contract, derive, normalise, quarantine, remind
 
-DELIVERIES = "deliveries"
 DELIVER = "deliver"
 """The name under which delivery keeps its checkpoints and its lock; it is no processor."""
 

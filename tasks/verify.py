@@ -7,9 +7,9 @@ from pathlib import Path
 
 from storage.look import Look
 from storage.settings import Settings
-from storage.store import CLOCK, Store
+from storage.store import CLOCK, DELIVERIES, Store
 from storage.verify import Verified, Verifier, missing_heads
-from tasks.topology import DELIVERIES, build_topology
+from tasks.topology import build_topology
 
 
 def verify_all(store: Store, settings: Settings, heads: Sequence[str] = ()) -> tuple[list[Verified], list[str]]:

@@ -13,13 +13,13 @@ from typing import Any
 from storage.errors import AfterlogError, UsageError
 from storage.event import HEAD, MAX_DERIVED_DEPTH, Rejected
 from storage.judge import judge
+from storage.store import DELIVERIES
 from storage.subject import subject_events
 from storage.times import show
 from tasks.evidence import Event, Evidence, Place, WrittenBy, as_json, check_text, parse_event
 from tasks.processors import abandonment
 from tasks.rules import rule_of
 from tasks.time_machine import counts, settings_at
-from tasks.topology import DELIVERIES
 
 _PLACE = re.compile(r"([a-z0-9][a-z0-9_.-]*):([0-9]{1,1000}):([0-9]{1,1000})")  # Python reads no longer numbers
 _MESSAGE_ID = re.compile(r"<?([0-9a-f]{64})(?:@[^>\s]*)?>?")

@@ -271,6 +271,25 @@ class TestWhole:
         assert {path: path.read_bytes() for path in (two.home / "logs").rglob("*.jsonl")} == before
         assert process(make_store("two"))[1] == {}
 
+    def test_it_can_be_put_back_again_after_what_a_power_loss_had_left_was_cut(
+        self, make_store: MakeStore, command: Command, tmp_path: Path
+    ) -> None:
+        with SmtpServer() as server:
+            store = make_store(mail_url=server.url)
+            save_contacts(store.database, [ANN])
+            submitted(store, 1)
+            assert deliver(store).states == {"SENT": 1}
+            [newest] = (store.home / "logs" / "deliveries" / "0").glob("*.jsonl")
+            with newest.open("ab") as file:
+                file.write(b"\0" * 30 + b'"}\n')
+            command(cli_backup.backup, store.home, tmp_path / "backup")
+            for _ in range(2):
+                close(store)
+                command(cli_backup.restore, store.home, tmp_path / "backup")
+                store = make_store(mail_url=server.url)
+                submitted(store, 1)
+                assert deliver(store).states == {"SENT": 1}
+
     def test_a_log_that_has_lost_its_end_is_completed(
         self, make_store: MakeStore, command: Command, tmp_path: Path
     ) -> None:

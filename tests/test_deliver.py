@@ -26,14 +26,14 @@ from storage.door import append_events, append_lines
 from storage.errors import UsageError
 from storage.locks import RunLock
 from storage.outbox import Outbox
-from storage.store import Store
+from storage.store import DELIVERIES, Store
 from storage.tables import Delivery
 from storage.times import now
 from tasks.deliver import DeliverySummary, deliver_to_end
 from tasks.local import side_by_side
 from tasks.process import FinalTick, process_to_end
 from tasks.run import Run
-from tasks.topology import DELIVERIES, build_topology
+from tasks.topology import build_topology
 from tests.conftest import ROOT, log_bytes, settings_of
 from tests.smtp_server import DROP, HANG, Fault, Received, SmtpServer, refusing_port
 
