@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 Points = list[tuple[float, float]]
 
-_WIDTH, _LEFT, _STRIP, _GAP, _TOP, _FOOT = 860, 60, 130, 44, 40, 40
+_WIDTH, _LEFT, _RIGHT, _STRIP, _GAP, _TOP, _FOOT = 880, 60, 30, 130, 44, 40, 40
 _COLOURS = ("#4361a5", "#c4532d", "#2f8f5b")
 
 
@@ -67,9 +67,9 @@ def _strip(line: Line, top: int, seconds: float, kills: list[float]) -> list[str
             path, pen = "M" + "L".join(places), 'stroke-width="1.5"'
         parts.append(f'<path d="{path}" fill="none" stroke="{colour}" {pen}/>')
     parts.append(f'<text x="{_LEFT}" y="{top - 6}">{line.title}, {line.unit}: {", ".join(names)}</text>')
-    parts.append(f'<path d="M{_LEFT} {top + _STRIP + 0.5}H{_WIDTH - 10}" stroke="#bbb"/>')
+    parts.append(f'<path d="M{_LEFT} {top + _STRIP + 0.5}H{_WIDTH - _RIGHT}" stroke="#bbb"/>')
     return parts
 
 
 def _x(at: float, seconds: float) -> float:
-    return _LEFT + (_WIDTH - _LEFT - 10) * at / seconds
+    return _LEFT + (_WIDTH - _LEFT - _RIGHT) * at / seconds

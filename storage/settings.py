@@ -129,7 +129,7 @@ class Settings(BaseSettings):
     commit_bytes: int = Field(64 << 20, ge=1)
     commit_every: Duration = 2_000
     batch_bytes: int = Field(512 << 10, ge=1)
-    spill_bytes: int = Field(4 << 20, ge=1)
+    spill_bytes: int = Field(1 << 20, ge=1)
     retry_delay: Duration = 1_000
     shift_every: Duration = 300_000
     shift_longest: Duration = 900_000

@@ -55,7 +55,7 @@ class Processor(contract.Processor[Current]):
         # As they stand, each with the offset of the event that last set it.
         self._customers: dict[str, tuple[Current, int]] = {}
         self._items: dict[str, tuple[bytes, int]] = {}
-        self._lines: dict[tuple[str, str], tuple[bytes | None, int]] = {}
+        self._lines: dict[tuple[str, str], int] = {}  # of a customer's basket; what stands there is in their state
         self._orders: list[dict[str, Any]] = []
         self._order_lines: list[dict[str, Any]] = []
 
@@ -83,7 +83,7 @@ class Processor(contract.Processor[Current]):
                 current.last_at = at
             if item is not None:
                 basket.apply(current.items, event)
-                self._lines[key, item.key] = (current.items.get(item.key), offset)
+                self._lines[key, item.key] = offset
                 self._items[item.key] = (item.raw, offset)
             elif verb == basket.ORDERED:
                 self._order(event, current, f"{out.log}:{out.partition}:{offset}")
@@ -97,12 +97,12 @@ class Processor(contract.Processor[Current]):
         """Give the statements that bring the rows up to what was taken since the last commit."""
         place = f"{out.log}:{out.partition}:"
         # In the tables' own order, so that neighbours share a page; each row is made when it is written, so that few are there.
-        lines = sorted(self._lines.items(), key=itemgetter(0))
-        gone = ({"customer": c, "item": i} for (c, i), (stored, _) in lines if stored is None)
+        lines = [(*key, self._customers[key[0]][0].items.get(key[1]), self._lines[key]) for key in sorted(self._lines)]
+        gone = ({"customer": c, "item": i} for c, i, stands, _ in lines if stands is None)
         kept = (
-            {"customer": customer, **_line(_facts(basket.stands(stored)), f"{place}{by}")}
-            for (customer, _), (stored, by) in lines
-            if stored is not None
+            {"customer": customer, **_line(_facts(basket.stands(item)), f"{place}{by}")}
+            for customer, _, item, by in lines
+            if item is not None
         )
         items = (
             {"key": key, "name": facts.name, "price": facts.price, "set_by": f"{place}{by}"}
@@ -128,7 +128,7 @@ class Processor(contract.Processor[Current]):
         basket.apply(current.items, event)
         removed = basket.removed_key(event)
         if removed is not None:
-            self._lines[event.key, removed] = (None, event.offset)
+            self._lines[event.key, removed] = event.offset
 
     def _order(self, event: Event, current: Current, set_by: str) -> None:
         value = basket.order_value(event, current.items)
@@ -141,7 +141,7 @@ class Processor(contract.Processor[Current]):
             for position, item in enumerate(known, 1)
         ]
         for key in current.items:
-            self._lines[event.key, key] = (None, event.offset)
+            self._lines[event.key, key] = event.offset
         basket.apply(current.items, event)
 
 
