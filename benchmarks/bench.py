@@ -1,6 +1,6 @@
 """`make bench`: Afterlog beside what a user would pick instead, in turn, on the same log; writes benchmarks/RESULTS.md.
 
-    python -m benchmarks.bench [--events 1000000] [--runs 5] [--shared ../shared/bench] [--quick]
+    python -m benchmarks.bench [--events 1000000 5000000] [--runs 5] [--shared ../shared/bench]
 
 Three processors (derive, abandonment, anomalies) with every commit durable; anomalies with the two measures of the comparison
 work (SEMANTICS.txt), and all processors with the default ones beside. The peers are installed in benchmarks/work. Each round
@@ -10,6 +10,7 @@ runs every contender once, in an order that turns; figures are medians, ratios a
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import platform
 import statistics
@@ -41,21 +42,32 @@ def main() -> None:
     """Run everything and write the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--events", type=int, nargs="+", default=[1_000_000, 5_000_000])
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument(
+        "--runs", type=int, nargs="+", default=[5], help="of each; one number, or one for each of --events"
+    )
     parser.add_argument("--shared", type=Path, default=Path(__file__).parent.parent.parent / "shared" / "bench")
     arguments = parser.parse_args()
     python = _peers()
     lines = [
         "# Results", "",
-        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, `make bench` with {arguments.runs} runs of each, in turn. {_machine(python)}", "",
+        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, `make bench`: runs of each contender in turn. {_machine(python)}", "",
         DIFFERS,
     ]  # fmt: skip
-    for events in arguments.events:
+    for events, runs in zip(
+        arguments.events, itertools.chain(arguments.runs, itertools.repeat(arguments.runs[-1])), strict=False
+    ):
         log = _log(events, python, arguments.shared)
-        figures = _rounds(_contenders(log, python, arguments.shared), arguments.runs)
-        lines += ["", f"## {events:,} events, {log.stat().st_size / 1e6:.0f} MB", "", *_table(figures)]
+        figures = _rounds(_contenders(log, python, arguments.shared), runs)
+        lines += [
+            "",
+            f"## {events:,} events, {log.stat().st_size / 1e6:.0f} MB, median of {runs}",
+            "",
+            *_table(figures),
+        ]
         _write(lines)
-    lines += ["", "## One by one", "", *small_figures(WORK / f"events-{min(arguments.events)}.jsonl")]
+    # The last figures are those of the last, and largest, log.
+    wall = statistics.median(run.wall for run in figures[DUCKDB])
+    lines += ["", "## One by one", "", *small_figures(WORK / f"events-{arguments.events[0]}.jsonl", log, wall)]
     _write(lines)
 
 
