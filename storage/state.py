@@ -57,7 +57,7 @@ class StateStore(Generic[S]):
             self.complete = connection.execute(_ANY, {"checkpoint": checkpoint}).first() is None
         """Whether what is not in memory is nowhere: while nothing was there at the start, nor evicted since."""
         self._earliest, self._is_earliest = self._stored_earliest(), True
-        self._ticked = False
+        self._ticked: list[str] | None = None  # whose states a tick took since the last commit, if there was one
 
     @property
     def earliest(self) -> int | None:
@@ -118,11 +118,12 @@ class StateStore(Generic[S]):
 
         Whoever takes a list puts or drops each of its states, and may go on while nothing is committed.
         """
-        self._ticked = True
+        self._ticked = ticked = self._ticked or []
         # What was put since the last commit has another due by now than its row says.
         fresh = sorted((*due, key) for key in self._changed if (due := self._due(key)) is not None and due[0] < bound)
         merged = heapq.merge(fresh, self._stored(bound, at_once))
         while found := list(itertools.islice(merged, at_once)):
+            ticked += [key for _, _, key in found]
             yield [(key, self.get(key)) for _, _, key in found]  # type: ignore[misc]  # what is due is there
 
     def _stored(self, bound: int, at_once: int) -> Iterator[tuple[int, int, str]]:
@@ -161,8 +162,11 @@ class StateStore(Generic[S]):
             self.complete = False
         self._changed.clear()
         self._dues.clear()
-        if self._ticked:
-            self._earliest, self._ticked = self._stored_earliest(), False
+        if self._ticked is not None:
+            if not self.complete:
+                for key in self._ticked:  # nothing was heard of it for long, and it may be one of very many
+                    self._cache.pop(key, None)
+            self._earliest, self._ticked = self._stored_earliest(), None
 
     def _rows(self) -> Iterator[tuple[Any, ...]]:
         """The rows of what has changed, in the table's own order, so that neighbours share a page."""

@@ -20,6 +20,8 @@ from tasks.processors.contract import Output
 from tasks.run import COLLECTOR, Run
 
 _DUE_AT_ONCE = 5_000
+_DUE_IN_A_COMMIT = 20_000
+"""A tick changes each state once, so that many commits write no more than one, and need less memory."""
 _UNDECIDED = "?"
 
 
@@ -177,7 +179,7 @@ class PartitionFollower:
             self._earlier.check_in_place()
             self.processor.tick(as_of, due, self.states, self._out)
             self._spill()
-            if self._is_enough():
+            if self._is_enough() or self.states.dirty >= _DUE_IN_A_COMMIT:
                 self._commit()
                 return False
         return True
