@@ -10,7 +10,6 @@ runs every contender once, in an order that turns; figures are medians, ratios a
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import platform
 import statistics
@@ -42,9 +41,7 @@ def main() -> None:
     """Run everything and write the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--events", type=int, nargs="+", default=[1_000_000, 5_000_000])
-    parser.add_argument(
-        "--runs", type=int, nargs="+", default=[5], help="of each; one number, or one for each of --events"
-    )
+    parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--shared", type=Path, default=Path(__file__).parent.parent.parent / "shared" / "bench")
     arguments = parser.parse_args()
     python = _peers()
@@ -53,17 +50,11 @@ def main() -> None:
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, `make bench`: runs of each contender in turn. {_machine(python)}", "",
         DIFFERS,
     ]  # fmt: skip
-    for events, runs in zip(
-        arguments.events, itertools.chain(arguments.runs, itertools.repeat(arguments.runs[-1])), strict=False
-    ):
+    for events in arguments.events:
         log = _log(events, python, arguments.shared)
-        figures = _rounds(_contenders(log, python, arguments.shared), runs)
-        lines += [
-            "",
-            f"## {events:,} events, {log.stat().st_size / 1e6:.0f} MB, median of {runs}",
-            "",
-            *_table(figures),
-        ]
+        figures = _rounds(_contenders(log, python, arguments.shared), arguments.runs)
+        title = f"## {events:,} events, {log.stat().st_size / 1e6:.0f} MB, median of {arguments.runs}"
+        lines += ["", title, "", *_table(figures)]
         _write(lines)
     # The last figures are those of the last, and largest, log.
     wall = statistics.median(run.wall for run in figures[DUCKDB])

@@ -33,6 +33,7 @@ from storage.contacts import Entry, save_contacts
 from storage.door import append_events
 from storage.settings import load_settings
 from storage.store import Store
+from tasks.process import positions
 from tests.conftest import log_bytes
 from tests.helpers import check_undisturbed, parsed
 from tests.operations import children, command_of, plain_environment, wait_for
@@ -215,8 +216,6 @@ def _memory(pid: int) -> float:
 
 def _read(store: Store) -> int:
     """How far the processor that is furthest behind has read the raw log."""
-    from tasks.process import positions
-
     offsets = [p.offset for p in positions(store) if p.log == "events"]
     return min(offsets) if len(offsets) == 5 else 0
 

@@ -65,14 +65,13 @@ def _copy_logs(store: Store, derived: set[str], folder: Path) -> dict[str, int]:
     for path in sorted((store.home / "logs").iterdir(), key=lambda p: (p.name != CLOCK, p.name in derived, p.name)):
         name, _, generation = path.name.partition("@")
         for part in sorted(int(p.name) for p in path.iterdir() if p.name.isdigit()):
-            end, reader = (
-                ends.get((name, int(generation or 1), part), 0),
-                store.reader(name, part, int(generation or 1)),
-            )
+            reader = store.reader(name, part, int(generation or 1))
+            end = ends.get((name, int(generation or 1), part), 0)
             if name == DELIVERIES:
                 end += whole_lines(b"".join(reader.raw(end, reader.end())))
             elif name not in derived:
                 end = reader.end()
+            reader.close()
             copy_segments(path / str(part), folder / "logs" / path.name / str(part), end)
             copied[f"{path.name}/{part}"] = end
     return copied

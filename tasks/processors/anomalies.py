@@ -54,6 +54,9 @@ class Processor(contract.Processor[Seen]):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self._measures = Measures(settings.measures)
+        self._most_have_some = (
+            False  # of the last batch every fourth event and more: then looking for them costs more than it saves
+        )
 
     def process(self, batch: Batch, state: contract.States[Seen], out: contract.Output) -> None:
         """Score and learn every measure of every event; an event that has none of them is ignored."""
@@ -61,7 +64,7 @@ class Processor(contract.Processor[Seen]):
             self._measures.of, math.sqrt, self.settings.deviations, self.settings.samples,
         )  # fmt: skip
         known: dict[tuple[str, str], tuple[Seen, Expected | None]] = {}  # of this batch
-        candidates = self._measures.among(batch)
+        candidates = batch.events if self._most_have_some else self._measures.among(batch)
         ignored = len(batch.events) - len(candidates)
         for event in candidates:
             values, verb = measures_of(event), event.verb
@@ -89,7 +92,7 @@ class Processor(contract.Processor[Seen]):
             if seen.samples:
                 state.put(f"{verb} {measure}", seen)
         out.ignored += ignored
-        self._measures.are_many = 4 * (len(batch.events) - ignored) > len(batch.events)
+        self._most_have_some = 4 * (len(batch.events) - ignored) > len(batch.events)
 
     def _know(
         self,

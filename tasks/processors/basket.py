@@ -108,7 +108,7 @@ def basket_json(items: dict[str, bytes]) -> bytes:
 
 def order_items(event: Event, items: dict[str, bytes]) -> list[bytes]:
     """What was ordered: the basket that ORDERED carries, else the one that it empties."""
-    return _carried(_parse_order(event)) or list(map(stands, items.values()))
+    return _ordered(_parse_order(event), items)
 
 
 def order_value(event: Event, items: dict[str, bytes]) -> Decimal | None:
@@ -116,7 +116,7 @@ def order_value(event: Event, items: dict[str, bytes]) -> Decimal | None:
     order = _parse_order(event)
     value = number(order.value) if order.value is not UNSET else None
     if value is None:
-        value = total(_carried(order) or list(map(stands, items.values())))
+        value = total(_ordered(order, items))
     return value if value is not None and math.isfinite(float(value)) else None  # JSON readers know no infinity
 
 
@@ -163,6 +163,10 @@ def _parse_order(event: Event) -> _Order:
         return _decode_order(event.object)
     except msgspec.MsgspecError:
         return _Order()
+
+
+def _ordered(order: _Order, items: dict[str, bytes]) -> list[bytes]:
+    return _carried(order) or list(map(stands, items.values()))
 
 
 def _carried(order: _Order) -> list[bytes]:

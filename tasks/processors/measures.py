@@ -170,8 +170,6 @@ class Measures:
     """
 
     def __init__(self, names: tuple[str, ...]) -> None:
-        self.are_many = False
-        """Whether of the last batch more than every fourth event had one, says who asked."""
         self._object = _Field()
         self._order_total = ORDER_TOTAL in names
         for name in names:
@@ -199,8 +197,6 @@ class Measures:
 
     def among(self, batch: Batch) -> list[Event]:
         """Those in which any measure may be: a look at the bytes, much cheaper than decoding them while few have one."""
-        if self.are_many:
-            return batch.events
         # Most logs have no escapes at all, and one byte is found much quicker than two.
         words = [*self._words, self._escape] if b"\\" in batch.text else self._words
         found = batch.holding(words)

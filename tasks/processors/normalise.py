@@ -98,7 +98,7 @@ class Processor(contract.Processor[Current]):
         place = f"{out.log}:{out.partition}:"
         # In the tables' own order, so that neighbours share a page; each row is made when it is written, so that few are there.
         lines = [(*key, self._customers[key[0]][0].items.get(key[1]), self._lines[key]) for key in sorted(self._lines)]
-        gone = ({"customer": c, "item": i} for c, i, stands, _ in lines if stands is None)
+        gone = ({"customer": c, "item": i} for c, i, item, _ in lines if item is None)
         kept = (
             {"customer": customer, **_line(_facts(basket.stands(item)), f"{place}{by}")}
             for customer, _, item, by in lines
