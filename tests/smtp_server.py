@@ -131,7 +131,8 @@ class SmtpServer:
         for task in tasks:
             task.cancel()
         for transport in list(self.open):
-            transport.abort()
+            if not transport.is_closing():  # one that speaks TLS may have lost its protocol by then
+                transport.abort()
         self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         self._loop.close()
 

@@ -159,8 +159,7 @@ def test_a_shift_follows_hands_over_without_a_hole_and_stops_on_a_signal(
     second = None
     try:
         wait_for(lambda: len([p for p in positions(store) if p.lines == 1]) == len(PROCESSORS))
-        owner = owner_of(store.database, "process")
-        assert owner is not None
+        owner = wait_for(lambda: owner_of(store.database, "process"))  # its followers may be quicker than it
         second = start_shift("process", server, log)
         count, last, longest = 1, time.monotonic(), 0.0
         while first.poll() is None or count < 60:
