@@ -26,8 +26,9 @@ from tasks.local import side_by_side
 from tasks.process import FinalTick, process_to_end
 from tasks.run import Run
 from tasks.topology import build_topology
+from tests.operations import wait_for
 from tests.smtp_server import SmtpServer
-from tests.test_flows import customer_event, start_shift, wait_for
+from tests.test_flows import customer_event, start_shift
 
 NASTY = "<script>x()</script> <img src=x> a|b `c` *d* _e_ [f](javascript:x) \\ ~g~\nh www.evil.example https://evil.example &lt;"
 LEMON = {"id": 3, "name": "Lemon", "price": 5, "count": 2}

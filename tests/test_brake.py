@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -23,6 +22,7 @@ from tasks.process import FinalTick, process_to_end
 from tasks.run import Run
 from tasks.topology import build_topology
 from tests.conftest import ROOT, afterlog, log_bytes
+from tests.operations import wait_for
 from tests.smtp_server import SmtpServer
 
 MakeStore = Callable[..., Store]
@@ -67,13 +67,6 @@ def sent_before(store: Store, hours_ago: float, count: int, state: str = "SENT")
             )
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.01)
-
-
 class TestByHand:
     def test_while_it_is_on_nothing_is_claimed_or_sent_and_the_status_says_so(self, make_store: MakeStore) -> None:
         with SmtpServer() as server:
@@ -114,7 +107,7 @@ class TestByHand:
             follower = threading.Thread(target=follow_mail, args=(run,))
             follower.start()
             try:
-                wait_for(lambda: len(server.inbox) > 3)
+                wait_for(lambda: len(server.inbox) > 3, every=0.01)
                 assert afterlog(store.home, "pause", "deliver").returncode == 0
                 held = len(server.inbox) + 1  # the one that was claimed before may still be on its way
                 time.sleep(1.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from storage.generations import LIVE, find_replay
 from storage.settings import load_settings
 from storage.store import Store
 from storage.times import now
+from tests import operations
 from tests.conftest import ROOT, afterlog
 from tests.operations import prefect_ready
 
@@ -87,12 +89,8 @@ class Site:
             self.page.screenshot(path=f"{folder}/{name}-{self.page.viewport_size['width']}.png")
 
 
-def wait_for(what: Any, seconds: float = 90) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.5)  # each look is a request to a server that has other things to do
-    return found
+wait_for = functools.partial(operations.wait_for, seconds=90, every=0.5)
+"""Each look is a request to a server that has other things to do."""
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +113,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             page = browser.new_page(reduced_motion="reduce")
             page.add_init_script(STILL)
             site = Site(home, f"http://127.0.0.1:{port}", store, page)
-            wait_for(lambda: (home / "prefect" / "api-url").is_file(), 180)
+            wait_for(lambda: (home / "prefect" / "api-url").is_file(), seconds=180)
             for flow in ("process", "react"):
-                wait_for(lambda flow=flow: any(run["state_type"] == "COMPLETED" for run in site.runs(flow)), 180)
+                wait_for(
+                    lambda flow=flow: any(run["state_type"] == "COMPLETED" for run in site.runs(flow)), seconds=180
+                )
             if not site.artifact("mails"):  # the machine was so slow that the baskets came after the shift
                 start(site, "react", {})
             wait_for(lambda: site.artifact("mails"))

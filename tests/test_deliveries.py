@@ -14,8 +14,9 @@ from storage.locks import RunLock
 from storage.store import Store
 from tasks.deliver import deliver_to_end, follow_mail
 from tests.conftest import afterlog, log_bytes
+from tests.operations import wait_for
 from tests.smtp_server import DROP, Fault, SmtpServer
-from tests.test_brake import deliver, run_of, states, submit, wait_for
+from tests.test_brake import deliver, run_of, states, submit
 
 MakeStore = Callable[..., Store]
 ID = "derive/events:0:0/tax-received"

@@ -22,6 +22,7 @@ from storage.store import Store
 from storage.times import now
 from tasks.process import positions
 from tests.conftest import ROOT, afterlog, log_bytes
+from tests.operations import wait_for
 
 PROCESSORS = {"quarantine", "derive", "abandonment", "anomalies", "normalise"}
 
@@ -67,13 +68,6 @@ def settled(state: Any, expected: int) -> list[Any]:
             return runs
         time.sleep(0.2)
     return runs
-
-
-def wait_for(what: Any, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def start_shift(flow: str, server: str, log: Path) -> subprocess.Popen[bytes]:
@@ -166,7 +160,7 @@ def test_a_shift_follows_hands_over_without_a_hole_and_stops_on_a_signal(
             append_events(store, "events", [customer_event(count)])
             count += 1
             wanted = count
-            wait_for(lambda wanted=wanted: _least_read(store) >= wanted, 30)
+            wait_for(lambda wanted=wanted: _least_read(store) >= wanted, 30, 0.02)
             longest, last = max(longest, time.monotonic() - last), time.monotonic()
         assert first.returncode == 0
         assert longest < 2.0
