@@ -34,7 +34,8 @@ VERBS = {
     "deliver": ("deliver", "--no-prefect"),
 }
 """What is killed; a new verb is one more line here, if it ends by itself."""
-SMALL = {"batch_bytes": 3000, "commit_bytes": 9000, "segment_bytes": 200_000}
+SMALL = {"batch_bytes": 3000, "commit_bytes": 9000, "segment_bytes": 200_000, "brake_floor": 1_000_000}
+"""Commits are small, so that there are many; and a thousand kills send more mails in an hour than the brake lets pass."""
 GROUP = 250
 PEOPLE = 100_000
 

@@ -23,7 +23,7 @@ class BatchCache:
     """
 
     def __init__(
-        self, size: int, max_line: int, max_depth: int = MAX_DEPTH, kept: int = 4, stop: threading.Event | None = None
+        self, size: int, max_line: int, max_depth: int = MAX_DEPTH, kept: int = 3, stop: threading.Event | None = None
     ) -> None:
         self._stop = stop or threading.Event()
         self._size, self._max_line, self._max_depth, self._kept = size, max_line, max_depth, kept

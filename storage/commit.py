@@ -96,10 +96,11 @@ def load_position(
         ConflictError: that generation is live where it should not be, or the other way round.
     """
     where = {"processor": processor, "generation": generation, "log": log, "partition": partition}
-    with database.write() as connection:
+    with database.read() as connection:
         row = connection.execute(_FIND, where).mappings().first()
-        if row is None:
-            fresh = Checkpoint.model_validate(where | {"live": live}).model_dump(exclude={"id"})
+    if row is None:
+        fresh = Checkpoint.model_validate(where | {"live": live}).model_dump(exclude={"id"})
+        with database.write() as connection:
             connection.execute(_insert_once(_CHECKPOINT.name, tuple(fresh)), [fresh])
             row = connection.execute(_FIND, where).mappings().one()
     if bool(row["live"]) != live:

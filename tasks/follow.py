@@ -19,7 +19,7 @@ from storage.times import now
 from tasks.processors.contract import Output
 from tasks.run import COLLECTOR, Run
 
-_DUE_AT_ONCE = 5_000
+_DUE_AT_ONCE = 2_000
 _DUE_IN_A_COMMIT = 20_000
 """A tick changes each state once, so that many commits write no more than one, and need less memory."""
 _UNDECIDED = "?"
@@ -134,7 +134,7 @@ class PartitionFollower:
         settings = self.run.store.settings
         return (
             self._pending_bytes >= settings.commit_bytes
-            or self.states.dirty >= settings.cache_keys
+            or self.states.dirty + self.processor.waiting() >= settings.cache_keys
             or time.thread_time() - self._pending_since >= settings.commit_every / 1000
         )
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from storage.batches import BatchCache
 from storage.errors import Stopped
 from storage.event import MAX_DERIVED_DEPTH
+from storage.heap import share_heap
 from storage.locks import POLL, RunLock, is_held
 from storage.store import CLOCK, DELIVERIES, Store
 from storage.written_by import Author
@@ -50,6 +51,7 @@ class Run:
     """Whether it works on what is live, and not on a generation of a replay."""
 
     def __init__(self, store: Store, topology: Topology, holder: str, flow_run_id: str = "") -> None:
+        share_heap()  # before the threads that will follow
         self.store, self.topology, self.holder = store, topology, holder
         self.author = Author(holder, flow_run_id)
         self.stop = threading.Event()

@@ -611,6 +611,21 @@ class TestSplits:
         assert len(list(tiny.directory("baskets", 0).glob("*.jsonl"))) > 3
         assert result(tiny) == result(ahead) == result(whole)
 
+    @pytest.mark.parametrize(("customers", "items", "commits"), [(30, 1, 7), (1, 30, 4)])
+    def test_ten_states_and_rows_that_wait_make_a_commit(
+        self, make_store: MakeStore, customers: int, items: int, commits: int
+    ) -> None:
+        """Five customers with a line each, or one with nine lines; and the tick with what is left."""
+        store = make_store(batch_bytes=1, cache_keys=10)
+        append_lines(store, "events", [add(n, n % customers, id=n % items) for n in range(30)])
+        steps: list[str] = []
+        arm(steps.append)
+        try:
+            process_to_end(new_run(store), "normalise", FinalTick("log-end"))
+        finally:
+            arm(None)
+        assert steps.count("committed") == commits
+
     def test_what_was_written_ahead_of_a_commit_that_never_came_is_no_readers_and_given_again(
         self, make_store: MakeStore
     ) -> None:

@@ -6,6 +6,7 @@ a time, in log order, so any split into batches gives the same.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -17,6 +18,8 @@ from tasks.processors import contract
 from tasks.processors.measures import Measures
 
 BEYOND = 1e15
+_measures = functools.lru_cache(8)(Measures)
+"""One for each list of names: to make its decoders takes longer than to process a few events."""
 
 
 class Expected(msgspec.Struct, frozen=True):
@@ -53,7 +56,7 @@ class Processor(contract.Processor[Seen]):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self._measures = Measures(settings.measures)
+        self._measures = _measures(settings.measures)
         self._most_have_some = (
             False  # of the last batch every fourth event and more: then looking for them costs more than it saves
         )

@@ -160,6 +160,10 @@ class Processor(Generic[S]):
     def tick(self, as_of: int, due: list[tuple[str, S]], state: States[S], out: Output) -> None:
         """Take a tick: `due` are the states that are due, in order; each must be `put` or dropped, no longer due."""
 
+    def waiting(self) -> int:
+        """How many rows wait for `flush`, beside a row for each state: very many make a commit, for the memory that they take."""
+        return 0
+
     def flush(self, out: Output) -> None:
         """Called before a commit: the moment to give statements for rows that many events have changed."""
 

@@ -5,9 +5,8 @@ Rows are written from the state as it stands at a commit, so writing them again 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
-from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -43,6 +42,13 @@ class Current(msgspec.Struct, array_like=True, gc=False):
     items: dict[str, bytes] = {}
 
 
+Rows = Iterator[dict[str, Any]]
+_Customers = dict[str, tuple[Current, int]]
+_Lines = dict[tuple[str, str], int]
+_Order = tuple[int, str, int, str | None, list[bytes]]
+"""The offset of an order's event, its customer, time and value, and what was ordered."""
+
+
 class Processor(contract.Processor[Current]):
     """Keeps the tables; only subjects of type CUSTOMER set rows."""
 
@@ -53,11 +59,10 @@ class Processor(contract.Processor[Current]):
     def __init__(self, settings: msgspec.Struct | None = None) -> None:
         super().__init__(settings)
         # As they stand, each with the offset of the event that last set it.
-        self._customers: dict[str, tuple[Current, int]] = {}
+        self._customers: _Customers = {}
         self._items: dict[str, tuple[bytes, int]] = {}
-        self._lines: dict[tuple[str, str], int] = {}  # of a customer's basket; what stands there is in their state
-        self._orders: list[dict[str, Any]] = []
-        self._order_lines: list[dict[str, Any]] = []
+        self._lines: _Lines = {}  # of a customer's basket; what stands there is in their state
+        self._orders: list[_Order] = []
 
     def keys(self, batch: Batch) -> Iterable[str]:
         """The customers of the batch."""
@@ -86,43 +91,30 @@ class Processor(contract.Processor[Current]):
                 self._lines[key, item.key] = offset
                 self._items[item.key] = (item.raw, offset)
             elif verb == basket.ORDERED:
-                self._order(event, current, f"{out.log}:{out.partition}:{offset}")
+                self._order(event, current)
             elif verb == basket.REMOVED:
                 self._remove(event, current)
             noted[key] = (current, offset)
         state.put_all(touched)
         out.ignored += ignored
 
+    def waiting(self) -> int:
+        """Lines of baskets, and orders."""
+        return len(self._lines) + len(self._orders)
+
     def flush(self, out: contract.Output) -> None:
         """Give the statements that bring the rows up to what was taken since the last commit."""
         place = f"{out.log}:{out.partition}:"
         # In the tables' own order, so that neighbours share a page; each row is made when it is written, so that few are there.
-        lines = [(*key, self._customers[key[0]][0].items.get(key[1]), self._lines[key]) for key in sorted(self._lines)]
-        gone = ({"customer": c, "item": i} for c, i, item, _ in lines if item is None)
-        kept = (
-            {"customer": customer, **_line(_facts(basket.stands(item)), f"{place}{by}")}
-            for customer, _, item, by in lines
-            if item is not None
-        )
-        items = (
-            {"key": key, "name": facts.name, "price": facts.price, "set_by": f"{place}{by}"}
-            for key, (raw, by) in sorted(self._items.items(), key=itemgetter(0))
-            for facts in [_facts(raw)]
-        )
-        customers = (
-            {"key": key, "first_at": now.first_at, "last_at": now.last_at, "set_by": f"{place}{by}"}
-            for key, (now, by) in sorted(self._customers.items(), key=itemgetter(0))
-        )
         out.statements += [
-            (CUSTOMER, customers),
-            (ITEM, items),
-            (ORDER, self._orders),
-            (ORDER_LINE, self._order_lines),
-            (NO_BASKET_LINE, gone),
-            (BASKET_LINE, kept),
+            (CUSTOMER, _customer_rows(self._customers, place)),
+            (ITEM, _item_rows(self._items, place)),
+            (ORDER, _order_rows(self._orders, place)),
+            (ORDER_LINE, _order_line_rows(self._orders, place)),
+            (NO_BASKET_LINE, _no_basket_line_rows(self._lines, self._customers)),
+            (BASKET_LINE, _basket_line_rows(self._lines, self._customers, place)),
         ]
-        self._customers, self._items, self._lines = {}, {}, {}
-        self._orders, self._order_lines = [], []
+        self._customers, self._items, self._lines, self._orders = {}, {}, {}, []
 
     def _remove(self, event: Event, current: Current) -> None:
         basket.apply(current.items, event)
@@ -130,19 +122,53 @@ class Processor(contract.Processor[Current]):
         if removed is not None:
             self._lines[event.key, removed] = event.offset
 
-    def _order(self, event: Event, current: Current, set_by: str) -> None:
-        value = basket.order_value(event, current.items)
-        self._orders.append(
-            {"id": set_by, "customer": event.key, "at": event.at, "value": _money(value), "set_by": set_by}
-        )
-        known = [item for item in basket.order_items(event, current.items) if _facts(item).key is not None]
-        self._order_lines += [
-            {"order_id": set_by, "position": position, **_line(_facts(item), set_by)}
-            for position, item in enumerate(known, 1)
-        ]
+    def _order(self, event: Event, current: Current) -> None:
+        value, items = basket.order_value(event, current.items), basket.order_items(event, current.items)
+        self._orders.append((event.offset, event.key, event.at, _money(value), items))
         for key in current.items:
             self._lines[event.key, key] = event.offset
         basket.apply(current.items, event)
+
+
+def _customer_rows(customers: _Customers, place: str) -> Rows:
+    for key in sorted(customers):
+        now, by = customers[key]
+        yield {"key": key, "first_at": now.first_at, "last_at": now.last_at, "set_by": f"{place}{by}"}
+
+
+def _item_rows(items: dict[str, tuple[bytes, int]], place: str) -> Rows:
+    for key in sorted(items):
+        raw, by = items[key]
+        facts = _facts(raw)
+        yield {"key": key, "name": facts.name, "price": facts.price, "set_by": f"{place}{by}"}
+
+
+def _order_rows(orders: list[_Order], place: str) -> Rows:
+    for offset, customer, at, value, _ in orders:
+        id = f"{place}{offset}"
+        yield {"id": id, "customer": customer, "at": at, "value": value, "set_by": id}
+
+
+def _order_line_rows(orders: list[_Order], place: str) -> Rows:
+    for offset, _, _, _, items in orders:
+        id = f"{place}{offset}"
+        known = [facts for item in items if (facts := _facts(item)).key is not None]
+        for position, facts in enumerate(known, 1):
+            yield {"order_id": id, "position": position, **_line(facts, id)}
+
+
+def _no_basket_line_rows(lines: _Lines, customers: _Customers) -> Rows:
+    for customer, item in sorted(lines):
+        if item not in customers[customer][0].items:
+            yield {"customer": customer, "item": item}
+
+
+def _basket_line_rows(lines: _Lines, customers: _Customers, place: str) -> Rows:
+    for customer, item in sorted(lines):
+        stands = customers[customer][0].items.get(item)
+        if stands is not None:
+            by = lines[customer, item]
+            yield {"customer": customer, **_line(_facts(basket.stands(stands)), f"{place}{by}")}
 
 
 class _Facts(msgspec.Struct, frozen=True):
