@@ -100,9 +100,11 @@ class StateStore(Generic[S]):
         """Read what is not in memory yet, many keys a statement."""
         if self.complete:
             return
-        missing = [key for key in keys if key not in self._changed and key not in self._cache]
+        wanted = set(keys)
+        missing = sorted(key for key in wanted if key not in self._changed and key not in self._cache)
         if not missing:
             return
+        self._make_room(len(missing), wanted)
         with self._database.read() as connection:
             for start in range(0, len(missing), _CHUNK):
                 chunk = missing[start : start + _CHUNK]
@@ -155,11 +157,10 @@ class StateStore(Generic[S]):
 
     def committed(self) -> None:
         """The changes are in the database: memory may let go of them."""
+        for key in self._changed.keys() & self._cache.keys():
+            del self._cache[key]  # to stand at the end, as the most recent
         self._cache.update(self._changed)
-        if len(self._cache) > self._cache_keys:
-            recent = list(self._changed)[-self._cache_keys :]
-            self._cache = {key: self._cache[key] for key in recent}
-            self.complete = False
+        self._make_room(0, set())
         self._changed.clear()
         self._dues.clear()
         if self._ticked is not None:
@@ -176,6 +177,14 @@ class StateStore(Generic[S]):
                 due = self._due(key)
                 self._lower(due)
                 yield self._checkpoint, key, self._encode(value), *(due or (None, None))
+
+    def _make_room(self, count: int, wanted: set[str]) -> None:
+        """Have memory let go of those that were committed or read longest ago, for `count` others, but of none `wanted`."""
+        excess = len(self._cache) + count - self._cache_keys
+        if excess > 0:
+            for key in list(itertools.islice((key for key in self._cache if key not in wanted), excess)):
+                del self._cache[key]
+            self.complete = False
 
     def _remember(self, key: str, value: bytes) -> None:
         if self._cache.get(key) is None:

@@ -799,6 +799,28 @@ class TestState:
         assert [again.get(key) for key in ("k3", "k4")] == [{"n": -3}, None]
         assert again.earliest == 0
 
+    def test_what_is_read_takes_the_place_of_what_was_read_longest_ago(self, store: Store) -> None:
+        states: StateStore[dict[str, Any]] = StateStore(store.database, 7, dict, cache_keys=10)
+        for number in range(100):
+            states.put(f"k{number}", {"n": number})
+        with store.database.write() as connection:
+            states.write(connection)
+        states.committed()
+        for first in range(0, 100, 4):
+            states.prefetch([f"k{number}" for number in range(first, first + 4)])
+            assert len(states._cache) <= 10
+        assert {f"k{number}" for number in range(90, 100)} == states._cache.keys()
+        states.prefetch(["k90", "k0"])  # what is wanted stays, however long ago it was read
+        assert {"k90", "k0"} <= states._cache.keys()
+        states.prefetch([f"k{number}" for number in range(20)])  # a batch may want more than memory is to hold
+        assert {f"k{number}" for number in range(20)} <= states._cache.keys()
+        states.put("k11", {"n": -11})
+        with store.database.write() as connection:
+            states.write(connection)
+        states.committed()
+        assert len(states._cache) == 10
+        assert [*states._cache][-1] == "k11"
+
     def test_what_is_due_comes_in_order_of_due_and_then_of_rank(self, store: Store) -> None:
         states: StateStore[dict[str, Any]] = StateStore(store.database, 7, dict, cache_keys=10)
         for key, due in {"a": (5, 9), "b": (5, -1), "c": (4, 100), "d": (6, 0), "e": (5, 0)}.items():
