@@ -8,7 +8,8 @@ UV := uv==0.13.9
 demo: $(INSTALLED)  ## show it all: make demo, or make demo ONCE=1
 	@$(BIN)/afterlog demo $(if $(ONCE),--once)
 
-test: lint types unit  ## everything that CI runs
+test: lint  ## everything that CI runs
+	@$(MAKE) --no-print-directory -j 2 types unit
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -45,7 +45,7 @@ COMMIT = (
 BOTH_DATABASES = True
 FILES_ONLY = pytest.mark.only("sqlite")
 """For what is about what a power loss leaves of a file, or copies a HOME together with its database."""
-HITS = 6
+HITS = 5
 NOW = 1_700_000_000_000  # 2023: nothing is ahead of the wall clock
 HOUR = 3_600_000
 
