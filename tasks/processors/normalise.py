@@ -44,7 +44,6 @@ class Current(msgspec.Struct, array_like=True, gc=False):
 
 Rows = Iterator[dict[str, Any]]
 _Customers = dict[str, tuple[Current, int]]
-_Lines = dict[tuple[str, str], int]
 _Order = tuple[int, str, int, str | None, list[bytes]]
 """The offset of an order's event, its customer, time and value, and what was ordered."""
 
@@ -61,7 +60,7 @@ class Processor(contract.Processor[Current]):
         # As they stand, each with the offset of the event that last set it.
         self._customers: _Customers = {}
         self._items: dict[str, tuple[bytes, int]] = {}
-        self._lines: _Lines = {}  # of a customer's basket; what stands there is in their state
+        self._lines: dict[tuple[str, str], int] = {}  # of a customer's basket; what stands there is in their state
         self._orders: list[_Order] = []
 
     def keys(self, batch: Batch) -> Iterable[str]:
@@ -104,15 +103,15 @@ class Processor(contract.Processor[Current]):
 
     def flush(self, out: contract.Output) -> None:
         """Give the statements that bring the rows up to what was taken since the last commit."""
-        place = f"{out.log}:{out.partition}:"
+        place, lines = f"{out.log}:{out.partition}:", sorted(self._lines)
         # In the tables' own order, so that neighbours share a page; each row is made when it is written, so that few are there.
         out.statements += [
             (CUSTOMER, _customer_rows(self._customers, place)),
             (ITEM, _item_rows(self._items, place)),
             (ORDER, _order_rows(self._orders, place)),
             (ORDER_LINE, _order_line_rows(self._orders, place)),
-            (NO_BASKET_LINE, _no_basket_line_rows(self._lines, self._customers)),
-            (BASKET_LINE, _basket_line_rows(self._lines, self._customers, place)),
+            (NO_BASKET_LINE, _no_basket_line_rows(lines, self._customers)),
+            (BASKET_LINE, _basket_line_rows(lines, self._lines, self._customers, place)),
         ]
         self._customers, self._items, self._lines, self._orders = {}, {}, {}, []
 
@@ -157,18 +156,20 @@ def _order_line_rows(orders: list[_Order], place: str) -> Rows:
             yield {"order_id": id, "position": position, **_line(facts, id)}
 
 
-def _no_basket_line_rows(lines: _Lines, customers: _Customers) -> Rows:
-    for customer, item in sorted(lines):
+def _no_basket_line_rows(lines: list[tuple[str, str]], customers: _Customers) -> Rows:
+    for customer, item in lines:
         if item not in customers[customer][0].items:
             yield {"customer": customer, "item": item}
 
 
-def _basket_line_rows(lines: _Lines, customers: _Customers, place: str) -> Rows:
-    for customer, item in sorted(lines):
+def _basket_line_rows(
+    lines: list[tuple[str, str]], set_by: dict[tuple[str, str], int], customers: _Customers, place: str
+) -> Rows:
+    for customer, item in lines:
         stands = customers[customer][0].items.get(item)
         if stands is not None:
-            by = lines[customer, item]
-            yield {"customer": customer, **_line(_facts(basket.stands(stands)), f"{place}{by}")}
+            by = f"{place}{set_by[customer, item]}"
+            yield {"customer": customer, **_line(_facts(basket.stands(stands)), by)}
 
 
 class _Facts(msgspec.Struct, frozen=True):
