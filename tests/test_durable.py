@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from storage.backup import make_backup
 from storage.clock import Clock
 from storage.commit import Pending, Target, commit, load_position
 from storage.derived import DerivedWriter
@@ -74,6 +75,21 @@ class TestSource:
         reader.sync(reader.end())
         reader.close()
         assert synced == [str(segment), str(directory), str(segment)]
+
+
+class TestBackup:
+    def test_what_a_backup_holds_is_durable_where_it_came_from(
+        self, store: Store, tmp_path: Path, synced: list[str]
+    ) -> None:
+        """Else a power loss takes it from HOME, other lines take its place, and the backup cannot be put back any more."""
+        processed(store, tax(1))
+        segment = next(store.directory("events", 0).glob("*.jsonl"))
+        with segment.open("ab") as file:  # somebody with a shell
+            file.write(tax(2) + b"\n")
+        synced.clear()
+        assert make_backup(store, {"reactions"}, tmp_path / "backup")["events/0"] == segment.stat().st_size
+        copy = tmp_path / "backup" / "logs" / "events" / "0" / segment.name
+        assert synced.index(str(segment)) < synced.index(str(copy))
 
 
 class TestRunLock:

@@ -192,6 +192,13 @@ class Disk:
         folder, _, name = path.rpartition("/")
         return self.folders[folder], name
 
+    def made_durable(self, path: str) -> None:
+        """Somebody whose calls are not simulated has made a file or a folder durable, if it is one that is known."""
+        folder, _, name = path.rpartition("/")
+        known = self.folders.get(path) or (self.folders[folder].names.get(name) if folder in self.folders else None)
+        if known is not None:
+            known.sync()
+
     def touch(self, path: str) -> None:
         """Something in the folder of `path` is other than before."""
         self.touched.add(path.rpartition("/")[0])
