@@ -20,7 +20,7 @@ from storage import postgresql
 from storage.backup import FILE, LABEL, close_file, copy_file, copy_rows
 from storage.database import Database
 from storage.errors import AfterlogError, UsageError
-from storage.mails import CLAIMED, FAILED, MAY_HAVE_BEEN_SENT, SENT, SUPPRESSED, UNKNOWN
+from storage.mails import CLAIMED, FAILED, MAY_HAVE_BEEN_SENT, SENT, SUPPRESSED, UNKNOWN, WAITING
 from storage.manifest import ARCHIVED, MANIFEST, archived_end, note_archived, with_archived
 from storage.segment import check_contiguous, file_end, fsync_directory, list_segments, make_directory
 from storage.store import Store
@@ -119,6 +119,8 @@ def mark_restored(database: Database, store: Store, derived: set[str]) -> int:
     open_ones = table.c.state.not_in([SENT, SUPPRESSED, FAILED, UNKNOWN])
     with database.write() as connection:
         connection.execute(sa.insert(moment), [{"at": at, "ends": orjson.dumps(ends).decode()}])
+        too_old = (table.c.state == WAITING, table.c.not_after < at)  # nobody will send them, nor need look at them
+        connection.execute(sa.update(table).where(*too_old).values(reason=MAY_HAVE_BEEN_SENT))
         done = connection.execute(
             sa.update(table)
             .where(open_ones, table.c.not_after >= at)

@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from storage.mails import NOT_ALLOWED, WITHDRAWN, Mail, is_allowed
+from storage.mails import MAY_HAVE_BEEN_SENT, NOT_ALLOWED, WITHDRAWN, Mail, is_allowed
 from storage.outbox import Outbox
 from storage.times import now, show
 from tasks.process import positions, process_to_end
@@ -48,7 +48,8 @@ class Guards:
     def plain_reason(self, mail: Mail) -> str:
         """Why a mail is not to be sent, as far as that can be told without looking at the logs."""
         if now() > mail.not_after:
-            return "too old: past its not_after" + (f"; last try: {mail.reason}" if mail.reason else "")
+            known = mail.reason if mail.reason in ("", MAY_HAVE_BEEN_SENT) else f"last try: {mail.reason}"
+            return "too old: past its not_after" + (f"; {known}" if known else "")
         if mail.generation != self._run.generation(mail.log):
             return WITHDRAWN
         if (at := self._mailed_by_others().get((mail.log, mail.recipient_type, mail.recipient_id))) is not None:

@@ -125,10 +125,10 @@ class Intake:
         return moved
 
     def _mail(self, event: Event, position: Position) -> dict[str, Any]:
-        """The row of a mail: WAITING, or CLAIMED where it may have been sent before a backup was put back."""
+        """The row of a mail: WAITING, or CLAIMED where it may have been sent before a backup was put back and is not too old."""
         row = mail_row(event, position.log, position.partition, position.generation)
-        if row["not_after"] >= now() and self._restores.may_have_been_sent_at(
-            position.log, position.partition, event.offset
-        ):
-            row |= {"state": CLAIMED, "reason": MAY_HAVE_BEEN_SENT}
+        if self._restores.may_have_been_sent_at(position.log, position.partition, event.offset):
+            row["reason"] = MAY_HAVE_BEEN_SENT
+            if row["not_after"] >= now():
+                row["state"] = CLAIMED
         return row

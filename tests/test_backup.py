@@ -185,13 +185,23 @@ class TestNobodyTwice:
             assert Counter(states(again).values()) == {"SENT": 3}
             self._once(server, 3)
 
-    def test_what_is_too_old_needs_nobody(self, make_store: MakeStore, command: Command) -> None:
+    @pytest.mark.parametrize("queued", [True, False])
+    def test_what_is_too_old_needs_nobody_and_says_that_it_may_have_been_sent(
+        self, make_store: MakeStore, command: Command, queued: bool
+    ) -> None:
         store = make_store()
         save_contacts(store.database, [ANN])
-        submitted(store, 1, ago=2 * 86_400_000)
+        submitted(store, 1, ago=0 if queued else 2 * 86_400_000)
+        if queued:
+            with refusing_port() as port:
+                deliver(make_store(mail_url=f"smtp://127.0.0.1:{port}"))
+            with store.database.write() as connection:
+                connection.exec_driver_sql("UPDATE delivery SET next_at = 0, not_after = 1")
         close(store)
         command(cli_backup.restore, store.home)
-        assert deliver(make_store()).states == {"SUPPRESSED": 1}
+        done = deliver(make_store())
+        assert done.states == {"SUPPRESSED": 1}
+        assert done.reasons == {"too old: past its not_after; it may have been sent before a backup was put back": 1}
 
 
 class TestWhole:
