@@ -115,7 +115,9 @@ def mark_restored(database: Database, store: Store, derived: set[str]) -> int:
     """
     table: sa.Table = Delivery.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
     moment: sa.Table = RestoredRow.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
-    at, ends = now(), _ends(store, derived)
+    before = last_restored(database)
+    # Always the latest, also where two come within a millisecond or the wall clock went back.
+    at, ends = max(now(), before.at + 1 if before else 0), _ends(store, derived)
     open_ones = table.c.state.not_in([SENT, SUPPRESSED, FAILED, UNKNOWN])
     with database.write() as connection:
         connection.execute(sa.insert(moment), [{"at": at, "ends": orjson.dumps(ends).decode()}])

@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+import storage.restore
 from deployments import cli_backup
 from storage.contacts import Entry, list_contacts, save_contacts
 from storage.door import append_lines
 from storage.errors import AfterlogError, UsageError
 from storage.locks import RunLock
+from storage.restore import last_restored, mark_restored
 from storage.store import Store
 from storage.tables import Delivery
 from storage.times import now
@@ -184,6 +186,17 @@ class TestNobodyTwice:
             assert deliver(again).states == {"SENT": 1}
             assert Counter(states(again).values()) == {"SENT": 3}
             self._once(server, 3)
+
+    def test_a_restore_is_the_latest_also_where_the_clock_stands_still_or_goes_back(
+        self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = make_store()
+        for wall in (5_000, 5_000, 4_000):
+            monkeypatch.setattr(storage.restore, "now", lambda wall=wall: wall)
+            mark_restored(store.database, store, set())
+        last = last_restored(store.database)
+        assert last is not None
+        assert last.at == 5_002
 
     @pytest.mark.parametrize("queued", [True, False])
     def test_what_is_too_old_needs_nobody_and_says_that_it_may_have_been_sent(
