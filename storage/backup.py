@@ -71,9 +71,8 @@ def _copy_logs(store: Store, derived: set[str], folder: Path) -> dict[str, int]:
                 end += whole_lines(b"".join(reader.raw(end, reader.end())))
             elif name not in derived:
                 end = reader.end()
-            reader.sync(
-                end
-            )  # what HOME lost after a power loss, others would write otherwise, and the backup fit no longer
+            # Else a power loss takes it from HOME, other lines take its place, and the backup fits no longer.
+            reader.sync(end)
             reader.close()
             copy_segments(path / str(part), folder / "logs" / path.name / str(part), end)
             copied[f"{path.name}/{part}"] = end

@@ -121,7 +121,10 @@ def mark_restored(database: Database, store: Store, derived: set[str]) -> int:
     open_ones = table.c.state.not_in([SENT, SUPPRESSED, FAILED, UNKNOWN])
     with database.write() as connection:
         connection.execute(sa.insert(moment), [{"at": at, "ends": orjson.dumps(ends).decode()}])
-        too_old = (table.c.state == WAITING, table.c.not_after < at)  # nobody will send them, nor need look at them
+        too_old = (
+            table.c.state == WAITING,
+            table.c.not_after < at,
+        )  # SUPPRESSED soon, and this tells why nobody can say more
         connection.execute(sa.update(table).where(*too_old).values(reason=MAY_HAVE_BEEN_SENT))
         done = connection.execute(
             sa.update(table)

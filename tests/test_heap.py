@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -30,9 +31,7 @@ libc.fclose(file)
 """
 
 
-@pytest.mark.skipif(
-    sys.platform != "linux", reason="glibc tells of its heaps; others have none of their own for each thread"
-)
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc tells of its heaps")
 @pytest.mark.parametrize(("way", "is_one"), [("shared", True), ("own", False)])
 def test_threads_share_one_heap(tmp_path: Path, way: str, is_one: bool) -> None:
     told = tmp_path / "heaps"

@@ -57,9 +57,8 @@ class Processor(contract.Processor[Seen]):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self._measures = _measures(settings.measures)
-        self._most_have_some = (
-            False  # of the last batch every fourth event and more: then looking for them costs more than it saves
-        )
+        # Of the last batch every fourth event and more: then looking for them costs more than it saves.
+        self._most_have_some = False
 
     def process(self, batch: Batch, state: contract.States[Seen], out: contract.Output) -> None:
         """Score and learn every measure of every event; an event that has none of them is ignored."""

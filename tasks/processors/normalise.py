@@ -1,6 +1,6 @@
 """Normalise: customers, items, orders, order lines and current baskets as rows; each names the event that last set it.
 
-Rows are written from the state as it stands at a commit, so writing them again changes nothing.
+_Rows are written from the state as it stands at a commit, so writing them again changes nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Current(msgspec.Struct, array_like=True, gc=False):
     items: dict[str, bytes] = {}
 
 
-Rows = Iterator[dict[str, Any]]
+_Rows = Iterator[dict[str, Any]]
 _Customers = dict[str, tuple[Current, int]]
 _Order = tuple[int, str, int, str | None, list[bytes]]
 """The offset of an order's event, its customer, time and value, and what was ordered."""
@@ -129,26 +129,26 @@ class Processor(contract.Processor[Current]):
         basket.apply(current.items, event)
 
 
-def _customer_rows(customers: _Customers, place: str) -> Rows:
+def _customer_rows(customers: _Customers, place: str) -> _Rows:
     for key in sorted(customers):
         now, by = customers[key]
         yield {"key": key, "first_at": now.first_at, "last_at": now.last_at, "set_by": f"{place}{by}"}
 
 
-def _item_rows(items: dict[str, tuple[bytes, int]], place: str) -> Rows:
+def _item_rows(items: dict[str, tuple[bytes, int]], place: str) -> _Rows:
     for key in sorted(items):
         raw, by = items[key]
         facts = _facts(raw)
         yield {"key": key, "name": facts.name, "price": facts.price, "set_by": f"{place}{by}"}
 
 
-def _order_rows(orders: list[_Order], place: str) -> Rows:
+def _order_rows(orders: list[_Order], place: str) -> _Rows:
     for offset, customer, at, value, _ in orders:
         id = f"{place}{offset}"
         yield {"id": id, "customer": customer, "at": at, "value": value, "set_by": id}
 
 
-def _order_line_rows(orders: list[_Order], place: str) -> Rows:
+def _order_line_rows(orders: list[_Order], place: str) -> _Rows:
     for offset, _, _, _, items in orders:
         id = f"{place}{offset}"
         known = [facts for item in items if (facts := _facts(item)).key is not None]
@@ -156,7 +156,7 @@ def _order_line_rows(orders: list[_Order], place: str) -> Rows:
             yield {"order_id": id, "position": position, **_line(facts, id)}
 
 
-def _no_basket_line_rows(lines: list[tuple[str, str]], customers: _Customers) -> Rows:
+def _no_basket_line_rows(lines: list[tuple[str, str]], customers: _Customers) -> _Rows:
     for customer, item in lines:
         if item not in customers[customer][0].items:
             yield {"customer": customer, "item": item}
@@ -164,7 +164,7 @@ def _no_basket_line_rows(lines: list[tuple[str, str]], customers: _Customers) ->
 
 def _basket_line_rows(
     lines: list[tuple[str, str]], set_by: dict[tuple[str, str], int], customers: _Customers, place: str
-) -> Rows:
+) -> _Rows:
     for customer, item in lines:
         stands = customers[customer][0].items.get(item)
         if stands is not None:
