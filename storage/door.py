@@ -20,12 +20,12 @@ from storage.times import SECONDS_BELOW, now, parse_time
 REFUSED = "refused"
 
 
-class _Stamp(msgspec.Struct):
+class _Stamp(msgspec.Struct, frozen=True, gc=False):
     inserted_at: int | float | str | UnsetType = UNSET
 
 
-class _Stamped(msgspec.Struct):
-    event: _Stamp | UnsetType = UNSET
+class _Stamped(msgspec.Struct, gc=False):
+    event: _Stamp = _Stamp()
 
 
 class _Subject(msgspec.Struct):
@@ -38,6 +38,7 @@ class _Subjected(msgspec.Struct):
 
 _decode_stamp = msgspec.json.Decoder(_Stamped).decode
 _decode_subject = msgspec.json.Decoder(_Subjected).decode
+_REFUSALS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 
 
 @dataclass
@@ -60,7 +61,7 @@ def append_lines(store: Store, log: str, lines: Sequence[bytes]) -> Appended:
     latest = now() + store.settings.ahead
     if broken := [index for index, line in enumerate(lines) if b"\n" in line]:
         raise UsageError(f"line {broken[0] + 1} has a newline inside", do="Pass one event a line")
-    result = Appended([None] * len(lines), [index for index, line in enumerate(lines) if is_ahead(line, latest)])
+    result = Appended([None] * len(lines), _ahead(lines, latest))
     refused = set(result.refused)
     kept = [index for index in range(len(lines)) if index not in refused]
     groups = _by_partition(lines, kept, store.settings.partitions)
@@ -142,17 +143,25 @@ def _by_partition(lines: Sequence[bytes], indexes: list[int], partitions: int) -
     return groups
 
 
+def _ahead(lines: Sequence[bytes], latest: int) -> list[int]:
+    """The indexes of the lines that are ahead. Nearly always there are none, which all stamps together tell sooner than each."""
+    try:
+        stamps: list[Any] = [at for each in map(_decode_stamp, lines) if (at := each.event.inserted_at) is not UNSET]
+        if {*map(type, stamps)} <= {int} and (not stamps or SECONDS_BELOW <= min(stamps) <= max(stamps) <= latest):
+            return []
+    except _REFUSALS:
+        pass  # one of them is unusual, so each is looked at by itself
+    return [index for index, line in enumerate(lines) if is_ahead(line, latest)]
+
+
 def is_ahead(line: bytes, latest: int) -> bool:
     """Whether the `event.inserted_at` of a line lies after `latest`; False where it has none that can be used."""
     try:
-        stamp = _decode_stamp(line).event
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        value = _decode_stamp(line).event.inserted_at
+    except _REFUSALS:
         return False  # the judge will say what is wrong with it
-    if stamp is UNSET or stamp.inserted_at is UNSET:
+    if value is UNSET:
         return False
-    value = stamp.inserted_at
-    if type(value) is int and SECONDS_BELOW <= value <= latest:
-        return False  # as nearly all are
     if isinstance(value, float):
         return (value * 1000 if value < SECONDS_BELOW else value) > latest
     millis = parse_time(value)
@@ -164,5 +173,5 @@ def _partition(line: bytes, partitions: int) -> int:
         return 0
     try:
         return partition_of(str(_decode_subject(line).subject.id), partitions)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+    except _REFUSALS:
         return 0  # a line without a usable subject is bad wherever it lies

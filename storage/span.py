@@ -14,7 +14,7 @@ from storage.event import Rejected
 from storage.judge import judge
 from storage.times import LATEST, SECONDS_BELOW
 
-_BLOCK = 4 << 20
+_BLOCK = 256 << 10  # what is read, hashed and decoded while it is still at hand
 _LONGEST = 64 << 20  # what goes on for longer without a newline is no event, and not kept in memory
 
 
@@ -28,20 +28,20 @@ class Span(NamedTuple):
     sha256: str
 
 
-class _Context(msgspec.Struct, gc=False):
+class _Context(msgspec.Struct, frozen=True, gc=False):
     at: int | float | str | UnsetType = UNSET
 
 
-class _Stamp(msgspec.Struct, gc=False):
+class _Stamp(msgspec.Struct, frozen=True, gc=False):
     inserted_at: int | float | str | UnsetType = UNSET
 
 
 class _Times(msgspec.Struct, gc=False):
-    context: _Context | None = None
-    event: _Stamp | None = None
+    context: _Context = _Context()
+    event: _Stamp = _Stamp()
 
 
-_times = msgspec.json.Decoder(_Times)
+_decode_times = msgspec.json.Decoder(_Times).decode_lines
 
 
 def span_of(path: Path, clock: int) -> Span:
@@ -57,11 +57,10 @@ def span_of(path: Path, clock: int) -> Span:
             rest = rest + block if len(rest) < _LONGEST else b""
             continue
         data, rest = rest + whole, tail
-        lines = data.split(b"\n")
         if first < 0:
-            found = next((own for own in map(_clock, lines) if own is not None), None)
+            found = next((own for own in map(_clock, data.split(b"\n")) if own is not None), None)
             first = -1 if found is None else max(found, clock)
-        last = _greatest(data, lines, last)
+        last = _greatest(data, last)
     return Span(length, events, clock if first < 0 else first, last, digest.hexdigest())
 
 
@@ -71,43 +70,32 @@ def _blocks(path: Path) -> Iterator[bytes]:
             yield block
 
 
-def _greatest(data: bytes, lines: list[bytes], clock: int) -> int:
-    """The greatest clock of good lines and `clock`.
+def _greatest(data: bytes, clock: int) -> int:
+    """The greatest clock of the good among some lines, and `clock`.
 
-    Few lines need the judge: only one that claims more than all others decides, if it is good.
+    Few lines need the judge: the one that claims more than all others decides, if it is good.
     """
-    claims = _claims(data, lines)
-    best = max(claims)
-    if best <= clock:
-        return clock
-    if _is_good(lines[claims.index(best)]):
-        return best
-    for index in sorted(range(len(claims)), key=claims.__getitem__, reverse=True):
-        if claims[index] <= clock:
-            break
-        if _is_good(lines[index]):
-            return claims[index]
-    return clock
+    if claims := _claims(data):
+        best = max(claims)
+        after = len(claims) - claims.index(best)
+        if best <= clock or _clock(data.rsplit(b"\n", after)[-after]) == best:  # most often it is among the last
+            return max(best, clock)
+    return max(clock, *(_clock(line) or 0 for line in data.split(b"\n")))
 
 
-def _claims(data: bytes, lines: list[bytes]) -> list[int]:
-    """The clock that each line has if it is good."""
+def _claims(data: bytes) -> list[int]:
+    """The clock that each line has if it is good; none where any of them says it in another way than nearly all do."""
     try:
-        times = _times.decode_lines(data)
+        times = _decode_times(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        times = []
-    if len(times) != len(lines):
-        return [_clock(line) or 0 for line in lines]
-    claims = []
-    for index, each in enumerate(times):
-        stamp: Any = UNSET if each.event is None else each.event.inserted_at
-        if stamp is UNSET and each.context is not None:
-            stamp = each.context.at
-        if stamp.__class__ is int and SECONDS_BELOW <= stamp <= LATEST:
-            claims.append(stamp)
-        else:
-            claims.append(_clock(lines[index]) or 0)  # seconds, or a text: the judge reads it
-    return claims
+        return []
+    claims: list[Any] = [each.event.inserted_at for each in times]
+    kinds = {*map(type, claims)}
+    if UnsetType in kinds:
+        claims = [each.context.at if (at := each.event.inserted_at) is UNSET else at for each in times]
+        kinds = {*map(type, claims)}
+    plain = kinds == {int} and min(claims) >= SECONDS_BELOW and max(claims) <= LATEST
+    return claims if plain and len(claims) == data.count(b"\n") + 1 else []
 
 
 def _clock(line: bytes) -> int | None:
@@ -116,7 +104,3 @@ def _clock(line: bytes) -> int | None:
         return judge(line, 0, 0).clock
     except Rejected:
         return None
-
-
-def _is_good(line: bytes) -> bool:
-    return _clock(line) is not None

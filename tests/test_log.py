@@ -371,6 +371,7 @@ class TestRefused:
         happened = json.dumps(event(context={"at": ahead * 2})).encode()
         assert append_lines(store, "events", [raw(inserted_at=ahead), happened]).refused == []
         assert append_lines(store, "events", [raw(inserted_at=ahead + 3_700_000)]).refused == [0]
+        assert append_lines(store, "events", [happened, raw(), raw(inserted_at=ahead + 3_700_000)]).refused == [2]
 
     def test_the_command_line_tells_which_lines_are_refused(self, tmp_path: Path) -> None:
         done = afterlog(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 from collections.abc import Callable
@@ -105,6 +106,17 @@ class TestEntries:
             assert span_of(path, clock)[1:4] == (len(group), clocks[0], max(clocks))
             later = max(clocks) + 1
             assert span_of(path, later)[2:4] == (later, later)
+
+    def test_the_clocks_are_those_of_lines_where_json_counts_as_many_values(self, tmp_path: Path) -> None:
+        """One value over two lines, and two values in one: none of the three is an event, and all together are three values."""
+        line = b'{"subject": {"id": 1}, "verb": "X", "object": {}, "event": {"inserted_at": %d}}'
+        early, late, latest = (line % (1_700_000_000_000 + step) for step in (1, 2, 3))
+        before, after = latest[:20], latest[20:]
+        path = tmp_path / "segment"
+        for lines in itertools.permutations([before, after, latest + b" " + latest, early, late]):
+            path.write_bytes(b"\n".join([*lines, b""]))
+            clocks = [own for own in map(judged, lines) if own is not None]
+            assert span_of(path, 0)[1:4] == (5, clocks[0], max(clocks)), lines
 
 
 def judged(line: bytes) -> int | None:
