@@ -1,12 +1,10 @@
 """The one judge: every line is good, or bad for one named reason.
 
-This is its fast way: msgspec reads only what every processor needs and leaves the rest as it came, a whole block in one call
-where none of its lines is unusual. Whatever it stumbles over goes to `storage.slow_judge`, which looks at each field by itself and has the last word.
+This is its fast way: msgspec reads only what every processor needs and leaves the rest as it came. Whatever it stumbles over goes to `storage.slow_judge`, which looks at each field by itself and has the last word.
 """
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -67,7 +65,6 @@ class _Item(msgspec.Struct, gc=False):
 
 
 _decode_wire = msgspec.json.Decoder(_Wire).decode
-_decode_wires = msgspec.json.Decoder(_Wire | int).decode_lines
 _REFUSALS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 _decode_times = msgspec.json.Decoder(_RawTimes).decode
 _decode_item = msgspec.json.Decoder(_Item).decode
@@ -78,12 +75,8 @@ _MOST_KEPT, _LONGEST_KEPT = 20_000, 500
 _verbs: dict[str, str] = {}
 """The verbs seen first, each one object: its hash is known, and comparing it is comparing addresses."""
 _MOST_VERBS = 500
-_AT_ONCE = 128
-"""How many lines are decoded in one call, and one by one where any of them is unusual."""
-_MARK = secrets.randbits(62)
-"""A number that no line knows. It stands between two lines, since to msgspec an event may go over two of them, or two events
-stand in one: where it comes back in its places, each line is one event."""
-_BETWEEN, _MARKS = b"\n%d\n" % _MARK, [_MARK] * (_AT_ONCE - 1)
+_AT_ONCE = 64
+"""How many lines are decoded before they are judged, so that what they say is still at hand."""
 
 
 class _Limits(NamedTuple):
@@ -105,8 +98,8 @@ def decode(block: Block, log: str, partition: int, clock: int, max_line: int, ma
     for index, length in block.oversized.items():
         lengths[index] = length
     limits = _Limits(max_line, max_depth)
-    events, bad, clock = _judge_each(_decoded(lines, lengths, limits), block.start, clock, limits)
     text = block.text or b"\n".join(lines)
+    events, bad, clock = _judge_each(_decoded(lines, lengths, limits, text), block.start, clock, limits)
     return Batch(log, partition, block.start, block.end, len(lines), events, bad, clock, text)
 
 
@@ -123,35 +116,31 @@ def judge(line: bytes, offset: int, clock: int, max_depth: int = MAX_DEPTH) -> E
     return events[0]
 
 
-def _decoded(lines: list[bytes], lengths: list[int], limits: _Limits) -> Iterator[tuple[bytes, int, _Wire | None]]:
-    """Each line with its full length and what it says: some lines at a time, so that they are judged while still at hand."""
+def _decoded(
+    lines: list[bytes], lengths: list[int], limits: _Limits, text: bytes
+) -> Iterator[tuple[bytes, int, _Wire | None]]:
+    """Each line of `text` with its full length and what it says, None where it needs a second look."""
+    all_utf8 = text.isascii() or _is_utf8(text)
     for start in range(0, len(lines), _AT_ONCE):
         some, long = lines[start : start + _AT_ONCE], lengths[start : start + _AT_ONCE]
-        yield from zip(some, long, _decode_some(some, long, limits), strict=True)
+        yield from zip(some, long, _decode_some(some, long, limits, all_utf8=all_utf8), strict=True)
 
 
-def _decode_some(lines: list[bytes], lengths: list[int], limits: _Limits) -> list[_Wire | None]:
-    """What each line says, None where it needs a second look: all in one call, or one by one where any is unusual."""
-    longest = max(lengths)
-    if longest <= limits.plain or (
-        longest <= limits.line
-        and not any(
-            length > limits.plain and _may_be_deep(line, limits) for line, length in zip(lines, lengths, strict=True)
-        )
+def _decode_some(lines: list[bytes], lengths: list[int], limits: _Limits, *, all_utf8: bool) -> list[_Wire | None]:
+    """What each line says: without a look at each where none of them is unusual."""
+    if all_utf8 and (
+        max(lengths) <= limits.plain
+        or not any(_is_beyond(line, length, limits) for line, length in zip(lines, lengths, strict=True))
     ):
         try:
-            data = _BETWEEN.join(lines)
-            found = _decode_wires(data) if _is_utf8(data) else []
+            return [*map(_decode_wire, lines)]
         except _REFUSALS:
-            found = []
-        wires: list[Any] = found[::2]
-        if found[1::2] == _MARKS[: len(lines) - 1] and len(wires) == len(lines) and {*map(type, wires)} == {_Wire}:
-            return wires
+            pass
     return [_decode_one(line, length, limits) for line, length in zip(lines, lengths, strict=True)]
 
 
 def _decode_one(line: bytes, length: int, limits: _Limits) -> _Wire | None:
-    if length > limits.plain and (length > limits.line or _may_be_deep(line, limits)):
+    if _is_beyond(line, length, limits):
         return None
     try:
         return _decode_wire(line) if _is_utf8(line) else None
@@ -159,8 +148,9 @@ def _decode_one(line: bytes, length: int, limits: _Limits) -> _Wire | None:
         return None
 
 
-def _may_be_deep(line: bytes, limits: _Limits) -> bool:
-    return line.count(b"[") + line.count(b"{") > limits.depth
+def _is_beyond(line: bytes, length: int, limits: _Limits) -> bool:
+    """Whether a line is too long, or may nest too deeply."""
+    return length > limits.plain and (length > limits.line or line.count(b"[") + line.count(b"{") > limits.depth)
 
 
 def _judge_each(
