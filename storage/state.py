@@ -28,7 +28,8 @@ _DUE = sa.text(
     "SELECT key, value, due, rank FROM state WHERE checkpoint = :checkpoint AND due < :bound AND (due, rank, key) > (:due, :rank, :key) "
     "ORDER BY due, rank, key LIMIT :at_once"
 )
-_CHUNK = 500
+_CHUNKS = (1, 8, 64, 512)
+"""How many keys are looked up at once: few numbers, since a connection keeps its last hundred statements, each with what it takes."""
 
 
 class StateStore(Generic[S]):
@@ -106,9 +107,10 @@ class StateStore(Generic[S]):
             return
         self._make_room(len(missing), wanted)
         with self._database.read() as connection:
-            for start in range(0, len(missing), _CHUNK):
-                chunk = missing[start : start + _CHUNK]
+            for start in range(0, len(missing), _CHUNKS[-1]):
+                chunk = missing[start : start + _CHUNKS[-1]]
                 self._cache.update(dict.fromkeys(chunk))
+                chunk += chunk[-1:] * (next(size for size in _CHUNKS if size >= len(chunk)) - len(chunk))
                 one = mark(connection)
                 marks = ", ".join([one] * len(chunk))
                 sql = f"SELECT key, value FROM state WHERE checkpoint = {one} AND key IN ({marks})"  # noqa: S608  # marks only
