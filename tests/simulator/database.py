@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import sqlite3
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -14,10 +12,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from storage.database import Database, _in_a_sentence
-from storage.settings import load_settings
-from storage.store import Store
-from tests.simulator.connection import Connection, connect
+from tests.simulator.connection import Connection
 from tests.simulator.disk import Disk
+from tests.simulator.memory import connect, save
 
 
 class SimulatedDatabase(Database):
@@ -32,7 +29,7 @@ class SimulatedDatabase(Database):
     @cached_property
     def _connection(self) -> Connection:
         """The one connection: whoever looks while nobody writes sees what is committed."""
-        return Connection(connect(self.file), self._pass)
+        return Connection(connect(self.file if self.file.exists() else None), self._pass)
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -48,7 +45,13 @@ class SimulatedDatabase(Database):
         return self._connection
 
     def dispose(self) -> None:
-        """Let go of the file, which somebody else may have until the next use."""
+        """Write the file, which somebody else may have until the next use."""
+        if "_connection" in self.__dict__:
+            save(self._connection.raw, self.file)
+            self.close()
+
+    def close(self) -> None:
+        """Let go of what is in it, for good or because the file has it."""
         if (connection := self.__dict__.pop("_connection", None)) is not None:
             connection.close()
 
@@ -76,29 +79,3 @@ class SimulatedDatabase(Database):
 def _refusal(said: str) -> sa.exc.OperationalError:
     return sa.exc.OperationalError("", {}, sqlite3.OperationalError(said))
 
-
-@functools.cache
-def empty_database() -> bytes:
-    """The file of a database that was made and never used: making one takes long."""
-    with tempfile.TemporaryDirectory(prefix="afterlog-") as folder:
-        store = Store(load_settings(home=Path(folder)))
-        assert store.database.engine
-        store.database.dispose()
-        file = Path(folder) / "afterlog.db"
-        connection = sqlite3.connect(file)
-        for type, id, email in _CONTACTS:
-            connection.execute(
-                "INSERT INTO contact (type, id, email, unsubscribed) VALUES (?, ?, ?, ?)",
-                (type, id, email, email.startswith("no")),
-            )
-        connection.commit()
-        connection.execute("PRAGMA journal_mode=DELETE")
-        connection.close()
-        return file.read_bytes()
-
-
-_CONTACTS = [
-    *(("CLIENT", str(900 + i), f"client{i}@example.com") for i in range(4)),
-    *(("CUSTOMER", str(i), f"customer{i}@example.com") for i in range(1, 5)),
-    ("CUSTOMER", "5", "no.mail@example.com"),
-]

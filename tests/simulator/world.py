@@ -23,7 +23,7 @@ from storage.settings import Settings, load_settings
 from storage.store import Store
 from tasks.run import Run
 from tasks.topology import Topology, build_topology
-from tests.simulator.database import SimulatedDatabase, empty_database
+from tests.simulator.database import SimulatedDatabase
 from tests.simulator.disk import Disk, KilledError, Process
 from tests.simulator.mail import MailServer, SimulatedTransport
 from tests.simulator.seam import Seam
@@ -55,7 +55,6 @@ class World:
         self.home, self.file = folder / "home", folder / "database" / "afterlog.db"
         self.home.mkdir()
         self.file.parent.mkdir()
-        self.file.write_bytes(empty_database())
         place = {"home": self.home, "database_url": SecretStr(f"sqlite:///{self.file}")}
         self.settings: Settings = _usual_settings().model_copy(update={**place, **settings})
         self.topology: Topology = build_topology(self.settings)
@@ -155,7 +154,7 @@ class World:
 
     def close(self) -> None:
         """End it all."""
-        self.database.dispose()
+        self.database.close()
 
 
 @functools.cache
