@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,24 +23,30 @@ class SimulatedDatabase(Database):
     def __init__(self, file: Path, home: Path, disk: Disk) -> None:
         super().__init__(f"sqlite:///{file}", home)
         self.file, self.disk = file, disk
-        self._url = sa.make_url(self.url)
+        self.parsed_url = sa.make_url(self.url)
         self.after_commit: Callable[[], None] = lambda: None
+        self._opened = 0
 
     @cached_property
     def _connection(self) -> Connection:
         """The one connection: whoever looks while nobody writes sees what is committed."""
+        self._opened += 1
         return Connection(connect(self.file if self.file.exists() else None), self._pass)
 
-    @contextmanager
-    def read(self) -> Iterator[sa.Connection]:
-        with _in_a_sentence(self._url):
-            yield self._looking()  # type: ignore[misc]  # what is used of one is there
+    def read(self) -> AbstractContextManager[sa.Connection]:
+        return _Look(self)
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
         """A look at what is committed that passes by."""
-        return self._looking().raw.execute(sql).fetchall()
+        return self.looking().raw.execute(sql).fetchall()
 
-    def _looking(self) -> Connection:
+    @property
+    def moment(self) -> tuple[int, int]:
+        """Another one, once any row has changed or another file was put in place."""
+        return self._opened, self.looking().raw.total_changes
+
+    def looking(self) -> Connection:
+        """The connection, for whoever wants what is committed."""
         assert not self._connection.raw.in_transaction, "what is not committed yet would be seen"
         return self._connection
 
@@ -57,7 +63,7 @@ class SimulatedDatabase(Database):
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
-        with _in_a_sentence(self._url):
+        with _in_a_sentence(self.parsed_url):
             self._pass("begin")
             with self._connection.begin():
                 yield self._connection  # type: ignore[misc]  # likewise
@@ -74,6 +80,21 @@ class SimulatedDatabase(Database):
         if how == "refused":
             raise _refusal("database is locked")
         self.disk.leave(how)  # dead is dead, before a statement or after it
+
+
+class _Look:
+    """`Database.read`, which is asked for so often that a generator would be felt."""
+
+    def __init__(self, database: SimulatedDatabase) -> None:
+        self._database = database
+
+    def __enter__(self) -> Any:
+        return self._database.looking()
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, sa.exc.DBAPIError):
+            with _in_a_sentence(self._database.parsed_url):
+                raise error
 
 
 def _refusal(said: str) -> sa.exc.OperationalError:

@@ -192,6 +192,12 @@ class Disk:
         folder, _, name = path.rpartition("/")
         return self.folders[folder], name
 
+    def has(self, path: str) -> bool:
+        """Whether there is a file or a folder of that name."""
+        folder, _, name = path.rpartition("/")
+        known = self.folders.get(folder)
+        return known is not None and name in known.names
+
     def made_durable(self, path: str) -> None:
         """Somebody whose calls are not simulated has made a file or a folder durable, if it is one that is known."""
         folder, _, name = path.rpartition("/")
@@ -204,12 +210,15 @@ class Disk:
         self.touched.add(path.rpartition("/")[0])
 
     def lose_power(self) -> None:
-        """Put on the disk what a power loss leaves there."""
-        self._restart(self.home, self.how or self.random.choice(["lost", "lost", "kept", "some", "some", "some"]))
+        """Put on the disk what a power loss leaves there, which is durable."""
+        before, self.folders = self.folders, {}
+        self.touched.add("")  # all of them
+        how = self.how or self.random.choice(["lost", "lost", "kept", "some", "some", "some"])
+        self._restart(self.home, how, before)
         self.how = ""
 
-    def _restart(self, path: Path, how: str) -> None:
-        folder = self.folders[str(path)]
+    def _restart(self, path: Path, how: str, before: dict[str, Folder]) -> None:
+        folder = before[str(path)]
         left = folder.after_power_loss(how, self.random)
         for name in folder.names.keys() - left.keys():
             if (path / name).is_dir():
@@ -220,12 +229,11 @@ class Disk:
             file = left[name]
             if file is None:
                 (path / name).mkdir(exist_ok=True)
-                self._restart(path / name, how)
-                continue
-            before = (path / name).stat() if (path / name).exists() else None
-            (path / name).write_bytes(file.after_power_loss(how, self.random))
-            if before is not None:
-                os.utime(path / name, ns=(before.st_mtime_ns, before.st_mtime_ns))
+                self._restart(path / name, how, before)
+            elif file.pending or folder.names.get(name) is not file:  # else it is as it was
+                left[name] = _rewrite(path / name, file.after_power_loss(how, self.random))
+        names = {name: left[name] for name in sorted(left, key=lambda name: (left[name] is not None, name))}
+        self.folders[str(path)] = Folder(names, dict(names))
 
     def adopt(self) -> None:
         """Take what lies under HOME as it is, durable."""
@@ -284,6 +292,15 @@ def _apply(content: bytearray, at: int, data: bytes | None) -> None:
     if len(content) < at:
         content.extend(bytes(at - len(content)))
     content[at : at + len(data)] = data
+
+
+def _rewrite(path: Path, data: bytes) -> File:
+    """Have `data` in a file that seems not to have been written since."""
+    before = path.stat() if path.exists() else None
+    path.write_bytes(data)
+    if before is not None:
+        os.utime(path, ns=(before.st_mtime_ns, before.st_mtime_ns))
+    return _durable(data)
 
 
 def _durable(data: bytes) -> File:

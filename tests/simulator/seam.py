@@ -23,7 +23,7 @@ _OPEN_TAIL = _Tail.__init__
 _FIRST = 1 << 30  # no descriptor of the kernel's is that high, and none of ours is given twice
 
 
-@dataclass
+@dataclass(slots=True)
 class _Handle:
     real: int
     path: str
@@ -94,9 +94,9 @@ class Seam:
         name = os.fspath(path)
         if self._passing or not (name.startswith(self.home) or name == self.home[:-1]):
             return int(self._real.open(path, flags, mode, **more))
-        creates = bool(flags & os.O_CREAT) and not os.path.lexists(name)
+        creates = bool(flags & os.O_CREAT) and not self.disk.has(name)
         how = self.disk.enter("create" if creates else "open", name)
-        creates = creates and not os.path.lexists(name)  # another may have been quicker
+        creates = creates and not self.disk.has(name)  # another may have been quicker
         real = self._real.open(name, flags, mode, **more)
         file = None
         if name not in self.disk.folders:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -41,10 +41,18 @@ class _Stop(threading.Event):
     """A stop event for one thread: whoever would wait for another is told to stop instead."""
 
     def wait(self, timeout: float | None = None) -> bool:
-        if timeout is None:  # the thread that interrupts a mail; it is not of the simulation
-            return super().wait()
         self.set()
         return True
+
+
+class _NoThread:
+    """In place of the thread that interrupts a mail: it is not of the simulation, where no mail server keeps anybody waiting."""
+
+    def __init__(self, **_what: object) -> None:
+        """Forget what it would run."""
+
+    def start(self) -> None:
+        """Start nothing."""
 
 
 class World:
@@ -64,6 +72,7 @@ class World:
         self.database = SimulatedDatabase(self.file, self.home, self.disk)
         self.server = MailServer(random, self.disk, self.claimed)
         self.runs: list[Run] = []
+        self._directories: dict[tuple[str, int, int], Path] = {}
         self.doubled = False
 
     @property
@@ -75,6 +84,7 @@ class World:
         """A process's own view of HOME; the database is one for all."""
         store = Store(self.settings)
         store.__dict__["database"] = self.database
+        store._directories = self._directories  # what a path is called is no process's own, and takes long to say anew
         return store
 
     def run(self, name: str) -> Run:
@@ -103,7 +113,7 @@ class World:
         finally:
             self.disk.process = before
             for run in self.runs:
-                run.stop.set()  # the thread that would interrupt a mail ends
+                run.stop.set()
             self.runs.clear()
         self.seam.end(process)
 
@@ -123,7 +133,6 @@ class World:
         """What was not fsynced may be lost; whoever calls has seen to it that nobody lives on."""
         with self.seam.passing():
             self.disk.lose_power()
-            self.disk.adopt()
         self.disk.lost = False
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
@@ -173,7 +182,8 @@ def world(random: Random, **settings: Any) -> Iterator[World]:
             made.seam.installed(),
             mock.patch.object(storage.batches, "PATIENCE", 0.0),
             mock.patch.object(tasks.deliver, "_DECIDE_EVERY", 0.0),
-            mock.patch.object(tasks.deliver, "open_transport", return_value=SimulatedTransport(made.server)),
+            mock.patch.object(tasks.deliver, "open_transport", lambda *_given: SimulatedTransport(made.server)),
+            mock.patch.object(tasks.deliver, "threading", SimpleNamespace(Event=threading.Event, Thread=_NoThread)),
         ):
             try:
                 yield made
@@ -182,4 +192,15 @@ def world(random: Random, **settings: Any) -> Iterator[World]:
     finally:
         made.close()
         with suppress(OSError):
-            shutil.rmtree(folder)
+            _remove(str(folder))
+
+
+def _remove(folder: str) -> None:
+    """`shutil.rmtree`, where nobody is about to put links in its way."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                _remove(entry.path)
+            else:
+                os.unlink(entry.path)  # noqa: PTH108  # a path would have to be made
+    os.rmdir(folder)  # noqa: PTH106  # likewise
