@@ -42,8 +42,7 @@ class _Plan:
         )  # fmt: skip
         self._bind = self.compiled._bind_processors
         self._order: Sequence[str] = self.compiled.positiontup or ()
-        keys = {self.compiled.bind_names[self.compiled.binds[name]]: self.compiled.binds[name].key for name in self._order}
-        self._given = all(name == key and name in names for name, key in keys.items())
+        self._given = all(self.compiled.binds[name].key == name and name in names for name in self._order)
         processors = (column.type._cached_result_processor(_DIALECT, None) for column in self.compiled._result_columns)
         self.processors = [(at, process) for at, process in enumerate(processors) if process]
         """What makes Python's values of a row's."""

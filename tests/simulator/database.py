@@ -99,4 +99,3 @@ class _Look:
 
 def _refusal(said: str) -> sa.exc.OperationalError:
     return sa.exc.OperationalError("", {}, sqlite3.OperationalError(said))
-

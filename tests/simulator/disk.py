@@ -220,20 +220,16 @@ class Disk:
     def _restart(self, path: Path, how: str, before: dict[str, Folder]) -> None:
         folder = before[str(path)]
         left = folder.after_power_loss(how, self.random)
-        for name in folder.names.keys() - left.keys():
-            if (path / name).is_dir():
-                shutil.rmtree(path / name)
-            else:
-                (path / name).unlink()
+        for gone in (path / name for name in folder.names.keys() - left.keys()):
+            shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
         for name in sorted(left):
             file = left[name]
             if file is None:
                 (path / name).mkdir(exist_ok=True)
                 self._restart(path / name, how, before)
             elif file.pending or folder.names.get(name) is not file:  # else it is as it was
-                left[name] = _rewrite(path / name, file.after_power_loss(how, self.random))
-        names = {name: left[name] for name in sorted(left, key=lambda name: (left[name] is not None, name))}
-        self.folders[str(path)] = Folder(names, dict(names))
+                left[name] = _rewritten(path / name, file.after_power_loss(how, self.random))
+        self.folders[str(path)] = Folder(left, dict(left))
 
     def adopt(self) -> None:
         """Take what lies under HOME as it is, durable."""
@@ -257,10 +253,8 @@ class Disk:
         if folder is None:
             return b""
         names = folder.durable if durable else folder.names
-        found = [(name, file) for name, file in names.items() if file is not None and name.endswith(".jsonl")]
-        return b"".join(
-            bytes(file.durable if durable else file.content) for _, file in sorted(found, key=lambda f: f[0])
-        )
+        found = [names[name] for name in sorted(names) if name.endswith(".jsonl")]
+        return b"".join([file.durable if durable else file.content for file in found if file is not None])
 
 
 FILES = {"open", "create", "read", "write", "pwrite", "fsync", "flush", "ftruncate", "mkdir", "unlink", "flock"}
@@ -294,12 +288,11 @@ def _apply(content: bytearray, at: int, data: bytes | None) -> None:
     content[at : at + len(data)] = data
 
 
-def _rewrite(path: Path, data: bytes) -> File:
-    """Have `data` in a file that seems not to have been written since."""
-    before = path.stat() if path.exists() else None
+def _rewritten(path: Path, data: bytes) -> File:
+    before = path.stat().st_mtime_ns if path.exists() else None
     path.write_bytes(data)
     if before is not None:
-        os.utime(path, ns=(before.st_mtime_ns, before.st_mtime_ns))
+        os.utime(path, ns=(before, before))
     return _durable(data)
 
 

@@ -177,12 +177,16 @@ def world(random: Random, **settings: Any) -> Iterator[World]:
     memory = "/dev/shm"  # noqa: S108  # each world makes a folder of its own there
     folder = Path(tempfile.mkdtemp(prefix="afterlog-", dir=memory if os.access(memory, os.W_OK) else None))
     made = World(folder.resolve(), random, **settings)
+
+    def connect(_where: object, _home: Path) -> SimulatedTransport:
+        return SimulatedTransport(made.server)
+
     try:
         with (
             made.seam.installed(),
             mock.patch.object(storage.batches, "PATIENCE", 0.0),
             mock.patch.object(tasks.deliver, "_DECIDE_EVERY", 0.0),
-            mock.patch.object(tasks.deliver, "open_transport", lambda *_given: SimulatedTransport(made.server)),
+            mock.patch.object(tasks.deliver, "open_transport", connect),
             mock.patch.object(tasks.deliver, "threading", SimpleNamespace(Event=threading.Event, Thread=_NoThread)),
         ):
             try:
