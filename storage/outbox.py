@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from storage.brake import HOUR, LOOK_BACK
 from storage.commit import Pending, Position, commit
+from storage.contacts import Entry
 from storage.database import Database
 from storage.derived import DerivedWriter, whole_lines
 from storage.errors import ConflictError
@@ -222,14 +223,14 @@ class Outbox:
             self.settle([Result(mail, UNKNOWN, mail.reason or died) for mail in claimed])
         return len(claimed)
 
-    def contact(self, mail: Mail) -> Contact | None:
+    def contact(self, mail: Mail) -> Entry | None:
         """Where the recipient of a mail is reached."""
         whose = {"type": mail.recipient_type, "id": mail.recipient_id}
         with self._database.read() as connection:
             row = connection.execute(_ADDRESS, whose).first()
         if row is None:
             return None
-        return Contact(type=mail.recipient_type, id=mail.recipient_id, email=row[0], unsubscribed=row[1])
+        return Entry(mail.recipient_type, mail.recipient_id, *row)
 
     def settled_by(self, abandonment: str) -> set[str]:
         """Which verbs the log has shown for an abandonment since it was flagged."""

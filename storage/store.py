@@ -140,5 +140,6 @@ class Store:
 
     def live_generation(self, log: str) -> int:
         """The generation of a log that is live: the first, where there never was another."""
-        later = any(name.startswith(f"{log}@") for name in os.listdir(self._logs))  # most logs never ask
+        one = f"{log}@"
+        later = any(name.startswith(one) for name in os.listdir(self._logs))  # most logs never ask
         return self.database.live_generation(log) if later else 1
