@@ -23,7 +23,7 @@ class SimulatedDatabase(Database):
     def __init__(self, file: Path, home: Path, disk: Disk) -> None:
         super().__init__(f"sqlite:///{file}", home)
         self.file, self.disk = file, disk
-        self.parsed_url = sa.make_url(self.url)
+        self._url = sa.make_url(self.url)
         self.after_commit: Callable[[], None] = lambda: None
         self._opened = 0
 
@@ -63,10 +63,10 @@ class SimulatedDatabase(Database):
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
-        with _in_a_sentence(self.parsed_url):
+        try:
             self._pass("begin")
             with self._connection.begin():
-                yield self._connection  # type: ignore[misc]  # likewise
+                yield self._connection  # type: ignore[misc]  # what is used of one is there
                 self._pass("commit")
             if self.disk.process is not None:
                 self.after_commit()
@@ -74,12 +74,19 @@ class SimulatedDatabase(Database):
             if how == "unheard":
                 raise _refusal("server closed the connection unexpectedly")
             self.disk.leave(how)
+        except sa.exc.DBAPIError as error:
+            self.tell(error)
+
+    def tell(self, error: sa.exc.DBAPIError) -> None:
+        """Raise what is made of an error everywhere else."""
+        with _in_a_sentence(self._url):
+            raise error
 
     def _pass(self, call: str, where: str = "") -> None:
-        how = self.disk.enter(call, where)
-        if how == "refused":
-            raise _refusal("database is locked")
-        self.disk.leave(how)  # dead is dead, before a statement or after it
+        if how := self.disk.enter(call, where):
+            if how == "refused":
+                raise _refusal("database is locked")
+            self.disk.leave(how)  # dead is dead, before a statement or after it
 
 
 class _Look:
@@ -93,8 +100,7 @@ class _Look:
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, sa.exc.DBAPIError):
-            with _in_a_sentence(self._database.parsed_url):
-                raise error
+            self._database.tell(error)
 
 
 def _refusal(said: str) -> sa.exc.OperationalError:
