@@ -55,12 +55,19 @@ class _NoThread:
         """Start nothing."""
 
 
+class _Home(type(Path())):  # type: ignore[misc]  # the system's own kind of path
+    """A path that is resolved: a run asks for that, and nothing in a world is a link."""
+
+    def resolve(self, strict: bool = False) -> Path:
+        return self
+
+
 class World:
     """Everything that a schedule acts upon."""
 
     def __init__(self, folder: Path, random: Random, **settings: Any) -> None:
         self.random = random
-        self.home, self.file = folder / "home", folder / "database" / "afterlog.db"
+        self.home, self.file = _Home(folder / "home"), folder / "database" / "afterlog.db"
         self.home.mkdir()
         self.file.parent.mkdir()
         place = {"home": self.home, "database_url": SecretStr(f"sqlite:///{self.file}")}
