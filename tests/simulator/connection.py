@@ -89,7 +89,9 @@ class Connection:
 
     def close(self) -> None:
         """Let go of it; the next world may have the connection to SQLite."""
-        give_back(self.raw)
+        raw = self.raw
+        del self.raw  # whoever is late has nothing to do with the next world
+        give_back(raw)
 
     def execute(self, statement: Any, parameters: Any = None) -> _Result:
         """Run a statement, once or, with a list of several, many times."""
