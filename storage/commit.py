@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import sqlalchemy as sa
@@ -27,9 +27,6 @@ Statement = tuple[str, Iterable[Mapping[str, Any]]]
 
 _CHECKPOINT: sa.Table = Checkpoint.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
 # Made once: SQLAlchemy takes longer to make a statement than SQLite to run it.
-_FIND = sa.select(_CHECKPOINT).where(
-    *(_CHECKPOINT.c[name] == sa.bindparam(name) for name in ("processor", "generation", "log", "partition"))
-)
 _MINE = (_CHECKPOINT.c.id == sa.bindparam("my_id"), _CHECKPOINT.c.generation == sa.bindparam("my_generation"))
 _NUMBER = sa.select(_CHECKPOINT.c.commit).where(*_MINE)
 _SWAP = sa.update(_CHECKPOINT).where(
@@ -65,6 +62,13 @@ class Position:
     live: bool = True
 
 
+POSITION = tuple(_CHECKPOINT.c[field.name] for field in fields(Position))
+"""The columns of a position, in the order of its fields."""
+_FIND = sa.select(*POSITION).where(
+    *(_CHECKPOINT.c[name] == sa.bindparam(name) for name in ("processor", "generation", "log", "partition"))
+)
+
+
 @dataclass
 class Target:
     """The partition of the derived log that a processor writes, and its committed end."""
@@ -97,19 +101,20 @@ def load_position(
     """
     where = {"processor": processor, "generation": generation, "log": log, "partition": partition}
     with database.read() as connection:
-        row = connection.execute(_FIND, where).mappings().first()
+        row = connection.execute(_FIND, where).first()
     if row is None:
-        fresh = Checkpoint.model_validate(where | {"live": live}).model_dump(exclude={"id"})
+        fresh = {**_never_ran(), **where, "live": live}
         with database.write() as connection:
             connection.execute(_insert_once(_CHECKPOINT.name, tuple(fresh)), [fresh])
-            row = connection.execute(_FIND, where).mappings().one()
-    if bool(row["live"]) != live:
+            row = connection.execute(_FIND, where).one()
+    position = Position(*row)
+    if position.live != live:
         raise ConflictError(
-            f"generation {generation} of {processor} is {'' if row['live'] else 'no longer '}live",
+            f"generation {generation} of {processor} is {'' if position.live else 'no longer '}live",
             where=f"processor {processor}, {log}/{partition}",
             do="Another run has promoted or rolled back meanwhile; this one has changed nothing",
         )
-    return Position(**{key: value for key, value in row.items() if key != "committed_at"})
+    return position
 
 
 def commit(
@@ -184,6 +189,12 @@ def save_version(database: Database, position: Position, version: str) -> None:
     position.version = version
     with database.write() as connection:
         _swap(connection, position, 0)
+
+
+@functools.cache
+def _never_ran() -> dict[str, Any]:
+    """The row of a processor that never ran, but for whose it is."""
+    return Checkpoint(processor="", generation=0, log="", partition=0).model_dump(exclude={"id"})
 
 
 @functools.cache

@@ -78,7 +78,7 @@ def read_manifest(directory: Path) -> list[Entry]:
     Raises:
         CorruptLogError: a line is no entry.
     """
-    whole, newline, _ = _written(_read(directory / MANIFEST)).rpartition(b"\n")
+    whole, newline, _ = _written(_read(directory, MANIFEST)).rpartition(b"\n")
     try:
         return _entry.decode_lines(whole) if newline else []
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -102,7 +102,7 @@ def digest_of(path: Path) -> tuple[int, str]:
 
 def archived_end(directory: Path) -> int:
     """Before which offset the archive has every byte of a partition."""
-    text = _read(directory / ARCHIVED).strip()
+    text = _read(directory, ARCHIVED).strip()
     return int(text) if text.isdigit() else 0
 
 
@@ -210,8 +210,9 @@ def _written(text: bytes) -> bytes:
     return text.partition(b"\0")[0]
 
 
-def _read(path: Path) -> bytes:
+def _read(directory: Path, name: str) -> bytes:
     try:
-        return path.read_bytes()
+        with open(f"{directory}/{name}", "rb") as file:  # noqa: PTH123  # asked at each look at a log, and mostly not there
+            return file.read()
     except FileNotFoundError:
         return b""

@@ -6,6 +6,7 @@ and the log's committed end in one transaction after that; so an unconfirmed tai
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import sqlalchemy as sa
 
 from storage.brake import HOUR, LOOK_BACK
 from storage.commit import Pending, Position, commit
+from storage.contacts import Entry
 from storage.database import Database
 from storage.derived import DerivedWriter, whole_lines
 from storage.errors import ConflictError
@@ -83,12 +85,35 @@ _COUNTS = sa.text("SELECT state, COUNT(*) FROM delivery GROUP BY state")
 _ADDRESS = sa.select(_CONTACT.c.email, _CONTACT.c.unsubscribed).where(
     _CONTACT.c.type == sa.bindparam("type"), _CONTACT.c.id == sa.bindparam("id")
 )
+_MAILED_SINCE = sa.select(sa.func.count()).where(
+    _DELIVERY.c.state.in_((SENT, CLAIMED, UNKNOWN)),
+    _DELIVERY.c.changed_at >= sa.bindparam("since"),
+    _DELIVERY.c.cleared.is_(False),
+)
 _SETTLED_BY = sa.text("SELECT verb FROM settled WHERE abandonment = :abandonment")
 _ORDERED_SINCE = sa.text("SELECT MIN(at) FROM orders WHERE customer = :customer AND at > :at")
 _SET_END = sa.text(
     'INSERT INTO committed_end (log, generation, partition, "end") VALUES (:log, 1, :partition, :end) '
     'ON CONFLICT (log, generation, partition) DO UPDATE SET "end" = excluded."end"'
 )
+
+
+@functools.cache
+def _would_mail(allow: tuple[str, ...]) -> sa.Select[Any]:
+    address, wall = sa.func.lower(sa.func.trim(_CONTACT.c.email)), sa.bindparam("wall", type_=sa.BigInteger)
+    allowed = [
+        address.endswith(a, autoescape=True) if a.startswith("@") else address == a for a in map(str.lower, allow)
+    ]
+    mine = (_CONTACT.c.type == _DELIVERY.c.recipient_type, _CONTACT.c.id == _DELIVERY.c.recipient_id)
+    wanted = (
+        sa.select(sa.literal(1))
+        .select_from(_DELIVERY.join(_CONTACT, sa.and_(*mine)))
+        .where(_DELIVERY.c.state == WAITING, _DELIVERY.c.next_at <= wall, _DELIVERY.c.not_after >= wall)
+        .where(_DELIVERY.c.cleared.is_(False), _CONTACT.c.unsubscribed.is_(False))
+        .where(sa.or_(*allowed) if allowed else sa.true())
+        .limit(sa.bindparam("limit", type_=sa.Integer))
+    )
+    return sa.select(sa.func.count()).select_from(wanted.subquery())
 
 
 class Outbox:
@@ -131,34 +156,13 @@ class Outbox:
 
     def would_mail(self, wall: int, allow: Sequence[str], limit: int) -> int:
         """How many mails are due that nobody has released and that, as far as the address book tells, would be sent."""
-        address = sa.func.lower(sa.func.trim(_CONTACT.c.email))
-        allowed = [
-            address.endswith(a, autoescape=True) if a.startswith("@") else address == a for a in map(str.lower, allow)
-        ]
-        mine = (_CONTACT.c.type == _DELIVERY.c.recipient_type, _CONTACT.c.id == _DELIVERY.c.recipient_id)
-        wanted = (
-            sa.select(sa.literal(1))
-            .select_from(_DELIVERY.join(_CONTACT, sa.and_(*mine)))
-            .where(_DELIVERY.c.state == WAITING, _DELIVERY.c.next_at <= wall, _DELIVERY.c.not_after >= wall)
-            .where(
-                _DELIVERY.c.cleared.is_(False),
-                _CONTACT.c.unsubscribed.is_(False),
-                sa.or_(*allowed) if allowed else sa.true(),
-            )
-            .limit(limit)
-        )
         with self._database.read() as connection:
-            return int(connection.scalar(sa.select(sa.func.count()).select_from(wanted.subquery())) or 0)
+            return int(connection.scalar(_would_mail(tuple(allow)), {"wall": wall, "limit": limit}) or 0)
 
     def mailed_since(self, since: int) -> int:
         """How many mails went out since then, or may have, but for those that a person had released."""
-        wanted = sa.select(sa.func.count()).where(
-            _DELIVERY.c.state.in_((SENT, CLAIMED, UNKNOWN)),
-            _DELIVERY.c.changed_at >= since,
-            _DELIVERY.c.cleared.is_(False),
-        )
         with self._database.read() as connection:
-            return int(connection.scalar(wanted) or 0)
+            return int(connection.scalar(_MAILED_SINCE, {"since": since}) or 0)
 
     def claim(self, mail: Mail) -> bool:
         """Note durably that `mail` is about to be sent: from here on a crash leaves it UNKNOWN, never sent again.
@@ -222,14 +226,14 @@ class Outbox:
             self.settle([Result(mail, UNKNOWN, mail.reason or died) for mail in claimed])
         return len(claimed)
 
-    def contact(self, mail: Mail) -> Contact | None:
+    def contact(self, mail: Mail) -> Entry | None:
         """Where the recipient of a mail is reached."""
         whose = {"type": mail.recipient_type, "id": mail.recipient_id}
         with self._database.read() as connection:
             row = connection.execute(_ADDRESS, whose).first()
         if row is None:
             return None
-        return Contact(type=mail.recipient_type, id=mail.recipient_id, email=row[0], unsubscribed=row[1])
+        return Entry(mail.recipient_type, mail.recipient_id, *row)
 
     def settled_by(self, abandonment: str) -> set[str]:
         """Which verbs the log has shown for an abandonment since it was flagged."""

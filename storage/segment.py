@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -118,7 +119,7 @@ def make_directory(directory: Path) -> None:
     """Make a directory and its parents, for their owner only, each name made durable before one is made in it."""
     if directory.is_dir():
         return
-    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    missing = list(takewhile(lambda path: not path.exists(), chain([directory], directory.parents)))
     if missing:  # else another was quicker
         _fsync_name(missing[-1].parent)
     for path in reversed(missing):

@@ -46,13 +46,13 @@ class Store:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.home = settings.home.resolve()
-        self._logs = f"{self.home}/logs"
+        self._logs, self._locks = f"{self.home}/logs", self.home / "locks"
         self._directories: dict[tuple[str, int, int], Path] = {}
         self._writers: dict[tuple[str, int], PartitionWriter] = {}
         self._lock = threading.Lock()
         try:
             make_directory(self.home / "logs")
-            make_directory(self.home / "locks")
+            make_directory(self._locks)
         except OSError as error:
             raise UsageError(
                 f"cannot make HOME: {error.strerror}", where=str(self.home), do="Set AFTERLOG_HOME to a folder of yours"
@@ -131,7 +131,7 @@ class Store:
 
     def lock_path(self, name: str) -> Path:
         """The lock file of a processor or a flow."""
-        return self.home / "locks" / name
+        return self._locks / name
 
     def committed_end(self, log: str, partition: int, generation: int | None = None) -> int:
         """Where readers of a derived log stop."""
@@ -140,5 +140,6 @@ class Store:
 
     def live_generation(self, log: str) -> int:
         """The generation of a log that is live: the first, where there never was another."""
-        later = any(name.startswith(f"{log}@") for name in os.listdir(self._logs))  # most logs never ask
+        one = f"{log}@"
+        later = any(name.startswith(one) for name in os.listdir(self._logs))  # most logs never ask
         return self.database.live_generation(log) if later else 1

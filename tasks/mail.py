@@ -271,9 +271,17 @@ def _format_count(value: Decimal | None) -> str:
     return "" if value is None else f"{value.normalize():f}"
 
 
+class _Registry(HeaderRegistry):
+    """The standard library's, which makes a class for each header of each mail: here once for each name."""
+
+    @functools.cache  # noqa: B019  # there is one registry
+    def __getitem__(self, name: str) -> type[BaseHeader]:
+        return super().__getitem__(name)
+
+
 @functools.cache
 def _policy() -> Policy:
-    registry = HeaderRegistry()
+    registry = _Registry()
     registry.map_to_type(EVENT_ID_HEADER, _OneLineHeader)
     registry.map_to_type("Message-ID", _OneLineHeader)
     return SMTP.clone(header_factory=registry)

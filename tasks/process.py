@@ -5,14 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import sqlalchemy as sa
 
 from storage.batches import BatchCache
 from storage.clock import Clock, Tick
-from storage.commit import Position
+from storage.commit import POSITION, Position
 from storage.errors import Stopped, UsageError
 from storage.store import Store
 from storage.tables import Checkpoint
@@ -24,7 +24,7 @@ AsOf = int | Literal["now", "log-end"]
 IDLE_WAIT = 1.0
 UNCONFIRMED_WAIT = 0.005
 _CHECKPOINT: sa.Table = Checkpoint.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
-_POSITIONS = sa.select(_CHECKPOINT).order_by(_CHECKPOINT.c.id)
+_POSITIONS = sa.select(*POSITION).order_by(_CHECKPOINT.c.id)
 _LIVE_POSITIONS = _POSITIONS.where(_CHECKPOINT.c.live.is_(True))
 
 
@@ -169,8 +169,7 @@ def follow(run: Run, name: str) -> Summary:
 def positions(store: Store, *, every: bool = False) -> list[Position]:
     """The checkpoints of what is live, as they are committed; of every generation where `every` says so."""
     with store.database.read() as connection:
-        rows = connection.execute(_POSITIONS if every else _LIVE_POSITIONS).mappings().all()
-    return [Position(**{key: value for key, value in row.items() if key != "committed_at"}) for row in rows]
+        return [Position(*row) for row in connection.execute(_POSITIONS if every else _LIVE_POSITIONS)]
 
 
 def greatest_clock(run: Run, clock: Clock, taken: Sequence[Position] = ()) -> int:
@@ -255,7 +254,7 @@ def _followers(
             followers.append(PartitionFollower(run, name, part))
             if (target := followers[-1].target) is not None:
                 target.author = run.author
-            before.append(Position(**asdict(followers[-1].position)))
+            before.append(replace(followers[-1].position))
             run.pulse.watch(followers[-1].reader.directory)
         yield followers
     finally:

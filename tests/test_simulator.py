@@ -13,6 +13,7 @@ import pytest
 
 import tests.simulator.database
 from tests.conftest import ROOT
+from tests.simulator import memory
 from tests.simulator.disk import Disk, Fault, File, Folder, KilledError, Process
 from tests.simulator.many import live
 from tests.simulator.plants import PLANTS
@@ -66,6 +67,16 @@ def test_a_seed_makes_the_same_calls_through_sqlalchemys_own_connection(monkeypa
     quick = [simulate(seed) for seed in range(5)]
     monkeypatch.setattr(tests.simulator.database, "Connection", ThroughSQLAlchemy)
     assert [simulate(seed) for seed in range(5)] == quick
+
+
+def test_a_database_that_is_given_back_is_as_new() -> None:
+    """Worlds follow one another in it; nothing of one is in the next."""
+    memory._SPARE.clear()
+    new = memory.connect()
+    simulate(3)
+    assert memory._SPARE
+    for spare in memory._SPARE:
+        assert [*spare.iterdump()] == [*new.iterdump()]
 
 
 def test_a_failure_prints_its_seed_and_what_led_there() -> None:

@@ -17,11 +17,13 @@ The smallest one:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import msgspec
@@ -170,8 +172,14 @@ class Processor(Generic[S]):
     def version(self) -> dict[str, Any]:
         """Settings and code: what decides, beside the input, what this processor gives."""
         modules = (type(self).__module__, *self.code)
-        digest = hashlib.sha256(b"\n".join(inspect.getsource(sys.modules[m]).encode() for m in modules))
+        digest = hashlib.sha256(b"\n".join(_source(sys.modules[m]) for m in modules))
         return {"settings": msgspec.to_builtins(self.settings, str_keys=True), "code": digest.hexdigest()}
+
+
+@functools.cache
+def _source(module: ModuleType) -> bytes:
+    """The code of a module, as its file had it when it was first asked for: what runs does not change with the file."""
+    return inspect.getsource(module).encode()
 
 
 def verbatim(raw: bytes) -> Any:

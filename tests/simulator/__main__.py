@@ -9,8 +9,8 @@ import zlib
 from multiprocessing import get_context
 from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 
-from tests.simulator.database import empty_database
 from tests.simulator.many import live
+from tests.simulator.memory import empty_database
 from tests.simulator.schedule import STEPS, FoundError, simulate
 
 

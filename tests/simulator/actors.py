@@ -24,7 +24,8 @@ from tests.simulator.disk import Process
 from tests.simulator.lines import Lines, tag_of
 from tests.simulator.world import BrokenPromiseError, World
 
-Confirmed = dict[tuple[str, int, int], bytes]
+Confirmed = list[tuple[str, int, int, bytes]]
+"""Log, partition, offset and line."""
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Actors:
     def __init__(self, world: World) -> None:
         self.world, self.random = world, world.random
         self.lines = Lines(world.random)
-        self.confirmed: Confirmed = {}
+        self.confirmed: Confirmed = []
         self.writers: dict[str, Living] = {}
         self.shift: Living | None = None
         self.stray: Living | None = None
@@ -108,7 +109,8 @@ class Actors:
 
     def _confirm(self, log: str, partition: int, offset: int) -> bytes:
         there = self.world.disk.log(log, partition, durable=False)
-        line = self.confirmed[log, partition, offset] = there[offset:].partition(b"\n")[0]
+        line = there[offset:].partition(b"\n")[0]
+        self.confirmed.append((log, partition, offset, line))
         return line
 
     def by_hand(self) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,24 +17,55 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine.result import IteratorResult, SimpleResultMetaData
 from sqlalchemy.util import LRUCache
 
+from tests.simulator.memory import give_back
+
 _DIALECT = sqlite.dialect(paramstyle="qmark")
 _COMPILED: LRUCache[Any, Any] = LRUCache(1_000)
 _TEXTS: dict[str, tuple[str, list[str]]] = {}
-_METADATA: dict[tuple[str, ...], SimpleResultMetaData] = {}
-_Process = Callable[[Any], Any] | None
+_VERBS: dict[str, str] = {}
+_METADATA: dict[str, SimpleResultMetaData] = {}
+_Processors = Sequence[tuple[int, Callable[[Any], Any]]]
 _Point = Callable[[str, str], None]
-
-
-def connect(file: Path) -> sqlite3.Connection:
-    """SQLite for one connection alone, which loses nothing but with the file: what it would do for others and for durability takes long."""
-    connection = sqlite3.connect(file, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=500)
-    for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=MEMORY", "synchronous=OFF"):
-        connection.execute(f"PRAGMA {pragma}")
-    return connection
 
 
 class _Result(IteratorResult[Any]):
     rowcount = -1
+
+
+class _Plan:
+    """One statement, compiled for parameters of certain names; it holds the statement, whose `id` is then nobody else's."""
+
+    def __init__(self, statement: Any, names: tuple[str, ...], *, many: bool) -> None:
+        self.statement = statement
+        self.compiled, self._literals, *_ = statement._compile_w_cache(
+            _DIALECT, compiled_cache=_COMPILED, column_keys=sorted(names), for_executemany=many, schema_translate_map=None,
+        )  # fmt: skip
+        self._bind = self.compiled._bind_processors
+        self._order: Sequence[str] = self.compiled.positiontup or ()
+        self._given = all(self.compiled.binds[name].key == name and name in names for name in self._order)
+        processors = (column.type._cached_result_processor(_DIALECT, None) for column in self.compiled._result_columns)
+        self.processors = [(at, process) for at, process in enumerate(processors) if process]
+        """What makes Python's values of a row's."""
+
+    def values(self, row: Mapping[str, Any]) -> list[Any]:
+        """What is bound, in its order, as SQLite takes it."""
+        bind = self._bind
+        found = row if self._given else self._with_literals(row)
+        return [bind[name](found[name]) if name in bind else found[name] for name in self._order]
+
+    def expanded(self, row: Mapping[str, Any]) -> tuple[str, list[Any]]:
+        """The SQL and what is bound, where a parameter is a list of values."""
+        state = self.compiled._process_parameters_for_postcompile(self._with_literals(row))
+        bind, found = {**self._bind, **state.processors}, state.parameters
+        order = state.positiontup or ()
+        return state.statement, [bind[name](found[name]) if name in bind else found[name] for name in order]
+
+    def _with_literals(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = self.compiled.construct_params(row, extracted_parameters=self._literals)
+        return found
+
+
+_PLANS: dict[tuple[int, tuple[str, ...], bool], _Plan] = {}
 
 
 class Connection:
@@ -49,7 +79,7 @@ class Connection:
     @contextmanager
     def begin(self) -> Iterator[None]:
         """A transaction that commits, or leaves no trace whatever ends it."""
-        self._run("BEGIN IMMEDIATE", ())
+        self._run("BEGIN IMMEDIATE", ((),))
         try:
             yield
             self.raw.execute("COMMIT")
@@ -58,8 +88,10 @@ class Connection:
             raise
 
     def close(self) -> None:
-        """Close it."""
-        self.raw.close()
+        """Let go of it; the next world may have the connection to SQLite."""
+        raw = self.raw
+        del self.raw  # whoever is late has nothing to do with the next world
+        give_back(raw)
 
     def execute(self, statement: Any, parameters: Any = None) -> _Result:
         """Run a statement, once or, with a list of several, many times."""
@@ -67,16 +99,11 @@ class Connection:
         if isinstance(statement, sa.TextClause):
             sql, names = _text(statement)
             return self._run(sql, [[row[name] for name in names] for row in many])
-        compiled, extracted, *_ = statement._compile_w_cache(
-            _DIALECT, compiled_cache=_COMPILED, column_keys=sorted(many[0]), for_executemany=len(many) > 1,
-            schema_translate_map=None,
-        )  # fmt: skip
-        if compiled.post_compile_params:  # a list of values, say: rare
-            compiled, extracted = statement.compile(
-                dialect=_DIALECT, column_keys=sorted(many[0]), compile_kwargs={"render_postcompile": True}
-            ), None  # fmt: skip
-        rows = [_values(compiled, compiled.construct_params(row, extracted_parameters=extracted)) for row in many]
-        return self._run(compiled.string, rows, _processors(compiled))
+        plan = _plan(statement, tuple(many[0]), many=len(many) > 1)
+        if plan.compiled.post_compile_params:  # a list of values, say: rare
+            sql, values = plan.expanded(many[0])
+            return self._run(sql, [values], plan.processors)
+        return self._run(plan.compiled.string, [plan.values(row) for row in many], plan.processors)
 
     def scalar(self, statement: Any, parameters: Any = None) -> Any:
         """The first value of the first row."""
@@ -90,21 +117,31 @@ class Connection:
         """Run a statement of SQLite's own."""
         return self._run(sql, parameters if isinstance(parameters, list) else [parameters])
 
-    def _run(self, sql: str, rows: Sequence[Sequence[Any]], processors: Sequence[_Process] = ()) -> _Result:
-        self._point("execute", sql.split(" ", 1)[0])
+    def _run(self, sql: str, rows: Sequence[Sequence[Any]], processors: _Processors = ()) -> _Result:
+        verb = _VERBS.get(sql)
+        if verb is None:
+            verb = _VERBS[sql] = sql.split(" ", 1)[0]
+        self._point("execute", verb)
         try:
             cursor = self.raw.executemany(sql, rows) if len(rows) > 1 else self.raw.execute(sql, *rows)
             found = cursor.fetchall()
         except sqlite3.Error as error:
             raise sa.exc.DBAPIError.instance(sql, None, error, sqlite3.Error) from error
-        if any(processors):
-            found = [
-                tuple(process(value) if process else value for process, value in zip(processors, row, strict=True))
-                for row in found
-            ]
-        result = _Result(_metadata(cursor), iter(found))
+        if processors and found:
+            found = [_processed(row, processors) for row in found]
+        result = _Result(_metadata(sql, cursor), iter(found))
         result.rowcount = cursor.rowcount
         return result
+
+
+def _plan(statement: Any, names: tuple[str, ...], *, many: bool) -> _Plan:
+    key = id(statement), names, many
+    known = _PLANS.get(key)
+    if known is None:
+        if len(_PLANS) >= 500:
+            _PLANS.clear()
+        known = _PLANS[key] = _Plan(statement, names, many=many)
+    return known
 
 
 def _text(statement: sa.TextClause) -> tuple[str, list[str]]:
@@ -116,24 +153,16 @@ def _text(statement: sa.TextClause) -> tuple[str, list[str]]:
     return known
 
 
-def _values(compiled: Any, parameters: Mapping[str, Any]) -> list[Any]:
-    """What is bound, in its order, as SQLite takes it."""
-    bind = compiled._bind_processors
-    return [bind[name](parameters[name]) if name in bind else parameters[name] for name in compiled.positiontup or ()]
+def _processed(row: Sequence[Any], processors: _Processors) -> tuple[Any, ...]:
+    values = list(row)
+    for at, process in processors:
+        values[at] = process(values[at])
+    return tuple(values)
 
 
-def _processors(compiled: Any) -> Sequence[_Process]:
-    """What makes Python's values of a row's."""
-    known: Sequence[_Process] | None = compiled.__dict__.get("afterlog_processors")
+def _metadata(sql: str, cursor: sqlite3.Cursor) -> SimpleResultMetaData:
+    """The names of what a statement gives; the schema is the same in all worlds."""
+    known = _METADATA.get(sql)
     if known is None:
-        known = [column.type._cached_result_processor(_DIALECT, None) for column in compiled._result_columns]
-        compiled.afterlog_processors = known
-    return known
-
-
-def _metadata(cursor: sqlite3.Cursor) -> SimpleResultMetaData:
-    names = tuple(column[0] for column in cursor.description or ())
-    known = _METADATA.get(names)
-    if known is None:
-        known = _METADATA[names] = SimpleResultMetaData(names)
+        known = _METADATA[sql] = SimpleResultMetaData(tuple(column[0] for column in cursor.description or ()))
     return known

@@ -192,6 +192,12 @@ class Disk:
         folder, _, name = path.rpartition("/")
         return self.folders[folder], name
 
+    def has(self, path: str) -> bool:
+        """Whether there is a file or a folder of that name."""
+        folder, _, name = path.rpartition("/")
+        known = self.folders.get(folder)
+        return known is not None and name in known.names
+
     def made_durable(self, path: str) -> None:
         """Somebody whose calls are not simulated has made a file or a folder durable, if it is one that is known."""
         folder, _, name = path.rpartition("/")
@@ -204,28 +210,26 @@ class Disk:
         self.touched.add(path.rpartition("/")[0])
 
     def lose_power(self) -> None:
-        """Put on the disk what a power loss leaves there."""
-        self._restart(self.home, self.how or self.random.choice(["lost", "lost", "kept", "some", "some", "some"]))
+        """Put on the disk what a power loss leaves there, which is durable."""
+        before, self.folders = self.folders, {}
+        self.touched.add("")  # all of them
+        how = self.how or self.random.choice(["lost", "lost", "kept", "some", "some", "some"])
+        self._restart(self.home, how, before)
         self.how = ""
 
-    def _restart(self, path: Path, how: str) -> None:
-        folder = self.folders[str(path)]
+    def _restart(self, path: Path, how: str, before: dict[str, Folder]) -> None:
+        folder = before[str(path)]
         left = folder.after_power_loss(how, self.random)
-        for name in folder.names.keys() - left.keys():
-            if (path / name).is_dir():
-                shutil.rmtree(path / name)
-            else:
-                (path / name).unlink()
+        for gone in (path / name for name in folder.names.keys() - left.keys()):
+            shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
         for name in sorted(left):
             file = left[name]
             if file is None:
                 (path / name).mkdir(exist_ok=True)
-                self._restart(path / name, how)
-                continue
-            before = (path / name).stat() if (path / name).exists() else None
-            (path / name).write_bytes(file.after_power_loss(how, self.random))
-            if before is not None:
-                os.utime(path / name, ns=(before.st_mtime_ns, before.st_mtime_ns))
+                self._restart(path / name, how, before)
+            elif file.pending or folder.names.get(name) is not file:  # else it is as it was
+                left[name] = _rewritten(path / name, file.after_power_loss(how, self.random))
+        self.folders[str(path)] = Folder(left, dict(left))
 
     def adopt(self) -> None:
         """Take what lies under HOME as it is, durable."""
@@ -249,10 +253,8 @@ class Disk:
         if folder is None:
             return b""
         names = folder.durable if durable else folder.names
-        found = [(name, file) for name, file in names.items() if file is not None and name.endswith(".jsonl")]
-        return b"".join(
-            bytes(file.durable if durable else file.content) for _, file in sorted(found, key=lambda f: f[0])
-        )
+        found = [names[name] for name in sorted(names) if name.endswith(".jsonl")]
+        return b"".join([file.durable if durable else file.content for file in found if file is not None])
 
 
 FILES = {"open", "create", "read", "write", "pwrite", "fsync", "flush", "ftruncate", "mkdir", "unlink", "flock"}
@@ -284,6 +286,14 @@ def _apply(content: bytearray, at: int, data: bytes | None) -> None:
     if len(content) < at:
         content.extend(bytes(at - len(content)))
     content[at : at + len(data)] = data
+
+
+def _rewritten(path: Path, data: bytes) -> File:
+    before = path.stat().st_mtime_ns if path.exists() else None
+    path.write_bytes(data)
+    if before is not None:
+        os.utime(path, ns=(before, before))
+    return _durable(data)
 
 
 def _durable(data: bytes) -> File:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import gc
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
 
@@ -64,7 +66,7 @@ def simulate(seed: int, steps: int = STEPS) -> Outcome:
         "spill_bytes": random.choice([1, 1_500, 4 << 20, 4 << 20]),
         "cache_keys": random.choice([1, 20_000]),
     }
-    with world(random, **settings) as made:
+    with _rare_collections(), world(random, **settings) as made:
         lived = _Schedule(made)
         try:
             for _ in range(steps):
@@ -86,6 +88,17 @@ def _freeze() -> None:
     """Once a seed was lived through, all is imported and compiled: the collections of so many worlds need not look at that."""
     gc.collect()
     gc.freeze()
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Worlds come and go so quickly that to look for cycles now and then is enough."""
+    usual = gc.get_threshold()
+    gc.set_threshold(50_000, 5, 5)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
 
 
 class _Schedule:

@@ -23,7 +23,7 @@ _OPEN_TAIL = _Tail.__init__
 _FIRST = 1 << 30  # no descriptor of the kernel's is that high, and none of ours is given twice
 
 
-@dataclass
+@dataclass(slots=True)
 class _Handle:
     real: int
     path: str
@@ -36,7 +36,7 @@ class Seam:
     """What stands for `os` and `fcntl` while a simulation runs."""
 
     def __init__(self, disk: Disk) -> None:
-        self.disk, self.home = disk, f"{disk.home}/"
+        self.disk, self.home, self._root = disk, f"{disk.home}/", str(disk.home)
         self.wall = 0
         self._handles: dict[int, _Handle] = {}
         self._next = _FIRST
@@ -73,8 +73,7 @@ class Seam:
         """A process is no more: its descriptors are closed, and so its locks are free."""
         process.dead = True
         for number in sorted(process.handles):
-            handle = self._handles.pop(number)
-            self._real.close(handle.real)
+            self._close_real(self._handles.pop(number).real)
         process.handles.clear()
 
     def let_go(self) -> None:
@@ -92,21 +91,21 @@ class Seam:
 
     def _open(self, path: Any, flags: int, mode: int = 0o777, **more: Any) -> int:
         name = os.fspath(path)
-        if self._passing or not (name.startswith(self.home) or name == self.home[:-1]):
+        if self._passing or not (name.startswith(self.home) or name == self._root):
             return int(self._real.open(path, flags, mode, **more))
-        creates = bool(flags & os.O_CREAT) and not os.path.lexists(name)
+        creates = bool(flags & os.O_CREAT) and not self.disk.has(name)
         how = self.disk.enter("create" if creates else "open", name)
-        creates = creates and not os.path.lexists(name)  # another may have been quicker
-        real = self._real.open(name, flags, mode, **more)
-        file = None
+        creates = creates and not self.disk.has(name)  # another may have been quicker
+        real, file = -1, None  # of a folder nothing but its fsync is wanted
         if name not in self.disk.folders:
+            real = self._real.open(name, flags, mode, **more)
             folder, last = self.disk.folder_of(name)
             if creates:
                 folder.put(last, File())
                 self.disk.touch(name)
             file = folder.names[last]
         if how:
-            self._real.close(real)
+            self._close_real(real)
             self.disk.leave(how)
         self._next += 1
         process = self.disk.process
@@ -122,7 +121,11 @@ class Seam:
         if (handle := self._handles.pop(number, None)) is not None:  # else it went with its process
             if handle.process is not None:
                 handle.process.handles.discard(number)
-            self._real.close(handle.real)
+            self._close_real(handle.real)
+
+    def _close_real(self, real: int) -> None:
+        if real >= 0:
+            self._real.close(real)
 
     def _at(self, call: str, number: int) -> tuple[_Handle, str]:
         handle = self._handles.get(number)
@@ -228,10 +231,10 @@ class Seam:
         self.disk.leave(how)
 
     def _listdir(self, path: Any = ".") -> list[str]:
-        if not self._is_ours(path):
+        if self._passing or isinstance(path, int) or not (name := os.fspath(path)).startswith(self.home):
             found: list[str] = self._real.listdir(path)
             return found
-        folder = self.disk.folders.get(os.fspath(path))
+        folder = self.disk.folders.get(name)
         if folder is None:
             raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
         return [*folder.names]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -23,7 +23,7 @@ from storage.settings import Settings, load_settings
 from storage.store import Store
 from tasks.run import Run
 from tasks.topology import Topology, build_topology
-from tests.simulator.database import SimulatedDatabase, empty_database
+from tests.simulator.database import SimulatedDatabase
 from tests.simulator.disk import Disk, KilledError, Process
 from tests.simulator.mail import MailServer, SimulatedTransport
 from tests.simulator.seam import Seam
@@ -41,10 +41,25 @@ class _Stop(threading.Event):
     """A stop event for one thread: whoever would wait for another is told to stop instead."""
 
     def wait(self, timeout: float | None = None) -> bool:
-        if timeout is None:  # the thread that interrupts a mail; it is not of the simulation
-            return super().wait()
         self.set()
         return True
+
+
+class _NoThread:
+    """In place of the thread that interrupts a mail: it is not of the simulation, where no mail server keeps anybody waiting."""
+
+    def __init__(self, **_what: object) -> None:
+        """Forget what it would run."""
+
+    def start(self) -> None:
+        """Start nothing."""
+
+
+class _Home(type(Path())):  # type: ignore[misc]  # the system's own kind of path
+    """A path that is resolved: a run asks for that, and nothing in a world is a link."""
+
+    def resolve(self, strict: bool = False) -> Path:
+        return self
 
 
 class World:
@@ -52,10 +67,9 @@ class World:
 
     def __init__(self, folder: Path, random: Random, **settings: Any) -> None:
         self.random = random
-        self.home, self.file = folder / "home", folder / "database" / "afterlog.db"
+        self.home, self.file = _Home(folder / "home"), folder / "database" / "afterlog.db"
         self.home.mkdir()
         self.file.parent.mkdir()
-        self.file.write_bytes(empty_database())
         place = {"home": self.home, "database_url": SecretStr(f"sqlite:///{self.file}")}
         self.settings: Settings = _usual_settings().model_copy(update={**place, **settings})
         self.topology: Topology = build_topology(self.settings)
@@ -65,6 +79,7 @@ class World:
         self.database = SimulatedDatabase(self.file, self.home, self.disk)
         self.server = MailServer(random, self.disk, self.claimed)
         self.runs: list[Run] = []
+        self._directories: dict[tuple[str, int, int], Path] = {}
         self.doubled = False
 
     @property
@@ -76,6 +91,7 @@ class World:
         """A process's own view of HOME; the database is one for all."""
         store = Store(self.settings)
         store.__dict__["database"] = self.database
+        store._directories = self._directories  # what a path is called is no process's own, and takes long to say anew
         return store
 
     def run(self, name: str) -> Run:
@@ -104,7 +120,7 @@ class World:
         finally:
             self.disk.process = before
             for run in self.runs:
-                run.stop.set()  # the thread that would interrupt a mail ends
+                run.stop.set()
             self.runs.clear()
         self.seam.end(process)
 
@@ -124,7 +140,6 @@ class World:
         """What was not fsynced may be lost; whoever calls has seen to it that nobody lives on."""
         with self.seam.passing():
             self.disk.lose_power()
-            self.disk.adopt()
         self.disk.lost = False
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
@@ -155,7 +170,7 @@ class World:
 
     def close(self) -> None:
         """End it all."""
-        self.database.dispose()
+        self.database.close()
 
 
 @functools.cache
@@ -169,12 +184,17 @@ def world(random: Random, **settings: Any) -> Iterator[World]:
     memory = "/dev/shm"  # noqa: S108  # each world makes a folder of its own there
     folder = Path(tempfile.mkdtemp(prefix="afterlog-", dir=memory if os.access(memory, os.W_OK) else None))
     made = World(folder.resolve(), random, **settings)
+
+    def connect(_where: object, _home: Path) -> SimulatedTransport:
+        return SimulatedTransport(made.server)
+
     try:
         with (
             made.seam.installed(),
             mock.patch.object(storage.batches, "PATIENCE", 0.0),
             mock.patch.object(tasks.deliver, "_DECIDE_EVERY", 0.0),
-            mock.patch.object(tasks.deliver, "open_transport", return_value=SimulatedTransport(made.server)),
+            mock.patch.object(tasks.deliver, "open_transport", connect),
+            mock.patch.object(tasks.deliver, "threading", SimpleNamespace(Event=threading.Event, Thread=_NoThread)),
         ):
             try:
                 yield made
@@ -183,4 +203,15 @@ def world(random: Random, **settings: Any) -> Iterator[World]:
     finally:
         made.close()
         with suppress(OSError):
-            shutil.rmtree(folder)
+            _remove(str(folder))
+
+
+def _remove(folder: str) -> None:
+    """`shutil.rmtree`, where nobody is about to put links in its way."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                _remove(entry.path)
+            else:
+                os.unlink(entry.path)  # noqa: PTH108  # a path would have to be made
+    os.rmdir(folder)  # noqa: PTH106  # likewise
