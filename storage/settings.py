@@ -133,7 +133,7 @@ class Settings(BaseSettings):
     retry_delay: Duration = 1_000
     shift_every: Duration = 300_000
     shift_longest: Duration = 900_000
-    cache_keys: int = Field(100_000, ge=1)
+    cache_keys: int = Field(60_000, ge=1)
 
     crashed_after: Duration = 90_000
     """A run that gives no heartbeat for so long counts as dead. Heartbeats come every 30 s."""

@@ -821,6 +821,21 @@ class TestState:
         assert len(states._cache) == 10
         assert [*states._cache][-1] == "k11"
 
+    def test_few_numbers_of_keys_are_looked_up_at_once(self, store: Store) -> None:
+        """A connection keeps a hundred statements: one for each number of keys would take tens of megabytes."""
+        states: StateStore[dict[str, Any]] = StateStore(store.database, 7, dict, cache_keys=10)
+        states.put_all({f"k{number}": {"n": number} for number in range(700)})
+        with store.database.write() as connection:
+            states.write(connection)
+        states.committed()
+        asked: set[str] = set()
+        sa.event.listen(store.database.engine, "before_cursor_execute", lambda *a: asked.add(a[2]))
+        for count in (*range(1, 40), 600):
+            states.prefetch([f"k{number}" for number in range(count)])
+            assert [states.get(f"k{number}") for number in range(count)] == [{"n": number} for number in range(count)]
+            states.prefetch([f"k{number}" for number in range(600, 700)])
+        assert len(asked) <= 4
+
     def test_what_is_due_comes_in_order_of_due_and_then_of_rank(self, store: Store) -> None:
         states: StateStore[dict[str, Any]] = StateStore(store.database, 7, dict, cache_keys=10)
         for key, due in {"a": (5, 9), "b": (5, -1), "c": (4, 100), "d": (6, 0), "e": (5, 0)}.items():

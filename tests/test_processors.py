@@ -10,6 +10,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 
@@ -20,6 +21,7 @@ from storage.settings import load_settings
 from storage.store import Store
 from tasks.local import side_by_side
 from tasks.process import FinalTick, process_to_end
+from tasks.processors import abandonment, normalise
 from tasks.run import Run
 from tasks.status import read_status
 from tasks.topology import build_topology
@@ -930,3 +932,14 @@ def test_odd_documents_as_lines_are_counted_and_stop_nobody(fresh: Fresh) -> Non
         if row.log == "events":
             assert row.read == row.processed + row.quarantined + row.ignored == len(lines)
             assert row.quarantined == log_bytes(store.home, "quarantine").count(b"\n") > 600
+
+
+@pytest.mark.parametrize("kind", [abandonment.Customer, normalise.Current])
+def test_states_that_are_read_share_their_items(kind: type[Any]) -> None:
+    items = {"3": b'{"id": 3, "price": 1.5}', "long": b"x" * 5_000}
+    written = msgspec.msgpack.encode(kind(1, 2, items=items))
+    one, other = (msgspec.msgpack.decode(written, type=kind) for _ in "ab")
+    assert one.items == other.items == items
+    assert one.items is not other.items
+    assert one.items["3"] is other.items["3"]
+    assert one.items["long"] is not other.items["long"]  # few are, and none is kept for that

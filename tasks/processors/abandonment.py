@@ -47,6 +47,10 @@ class Customer(msgspec.Struct, array_like=True, gc=False):
     items: dict[str, bytes] = {}
     open: list[tuple[int, int]] = []  # (at, cause) of abandonments that stand and are not recovered
 
+    def __post_init__(self) -> None:
+        if self.items:
+            self.items = basket.shared(self.items)
+
 
 class _Subject(msgspec.Struct):
     id: int | str

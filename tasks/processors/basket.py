@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
 from functools import lru_cache
+from sys import intern
 from typing import TypeVar
 
 import msgspec
@@ -68,6 +69,16 @@ def apply(items: dict[str, bytes], event: Event) -> None:
         key = removed_key(event)
         if key is not None:
             items.pop(key, None)
+
+
+def shared(items: dict[str, bytes]) -> dict[str, bytes]:
+    """`items` as the same objects that other baskets hold: what comes from the database is new in memory each time."""
+    return {intern(key): _one(item) for key, item in items.items()}
+
+
+@kept
+def _one(item: bytes) -> bytes:
+    return item
 
 
 def removed_key(event: Event) -> str | None:

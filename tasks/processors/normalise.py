@@ -41,6 +41,10 @@ class Current(msgspec.Struct, array_like=True, gc=False):
     last_at: int
     items: dict[str, bytes] = {}
 
+    def __post_init__(self) -> None:
+        if self.items:
+            self.items = basket.shared(self.items)
+
 
 _Rows = Iterator[dict[str, Any]]
 _Customers = dict[str, tuple[Current, int]]
