@@ -130,6 +130,8 @@ def copy_segments(source: Path, target: Path, end: int) -> None:
     """Copy a partition's bytes before offset `end` that are here, durably, a file for each segment, and its chain."""
     make_directory(target)
     if sealed := [entry for entry in read_manifest(source) if entry.end <= end]:
+        fsync_file(source / MANIFEST)  # who sealed them may have died before it was durable
+        fsync_directory(source)
         _write_file(target / MANIFEST, b"".join(entry.line() + b"\n" for entry in sealed))
         if archived := min(archived_end(source), sealed[-1].end):
             note_archived(target, archived)

@@ -91,6 +91,19 @@ class TestBackup:
         copy = tmp_path / "backup" / "logs" / "events" / "0" / segment.name
         assert synced.index(str(segment)) < synced.index(str(copy))
 
+    def test_a_chain_that_a_backup_holds_is_durable_where_it_came_from(
+        self, make_store: Callable[..., Store], tmp_path: Path, synced: list[str]
+    ) -> None:
+        store = make_store(segment_bytes=100)
+        for number in range(3):
+            processed(store, tax(number))
+        chain = store.directory("events", 0) / "manifest"
+        assert chain.stat().st_size
+        synced.clear()
+        make_backup(store, {"reactions"}, tmp_path / "backup")
+        copy = tmp_path / "backup" / "logs" / "events" / "0" / "manifest"
+        assert synced.index(str(chain)) < synced.index(str(copy))
+
 
 class TestRunLock:
     @pytest.mark.parametrize("call", ["ftruncate", "pwrite"])

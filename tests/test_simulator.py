@@ -20,7 +20,7 @@ from tests.simulator.plants import PLANTS
 from tests.simulator.schedule import STEPS, FoundError, simulate
 from tests.simulator.through_sqlalchemy import ThroughSQLAlchemy
 
-SEEDS = int(os.environ.get("AFTERLOG_TEST_SEEDS", "180"))
+SEEDS = int(os.environ.get("AFTERLOG_TEST_SEEDS", "500"))
 PATIENCE = int(os.environ.get("AFTERLOG_TEST_PLANT_SEEDS", "150"))
 FOUND = {
     "commit before the source is durable": 4, "count a line twice": 3, "drop the swap": 5, "use a tick before it is durable": 7,
