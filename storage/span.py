@@ -12,6 +12,7 @@ from msgspec import UNSET, UnsetType
 
 from storage.event import Rejected
 from storage.judge import judge
+from storage.stamps import alike
 from storage.times import LATEST, SECONDS_BELOW
 
 _BLOCK = 256 << 10  # what is read, hashed and decoded while it is still at hand
@@ -51,16 +52,15 @@ def span_of(path: Path, clock: int) -> Span:
     for block in _blocks(path):
         digest.update(block)
         length += len(block)
-        events += block.count(b"\n")
-        whole, newline, tail = block.rpartition(b"\n")
-        if not newline:
+        if b"\n" not in block:
             rest = rest + block if len(rest) < _LONGEST else b""
             continue
-        data, rest = rest + whole, tail
+        *lines, rest = (rest + block).split(b"\n")
+        events += len(lines)
         if first < 0:
-            found = next((own for own in map(_clock, data.split(b"\n")) if own is not None), None)
+            found = next((own for own in map(_clock, lines) if own is not None), None)
             first = -1 if found is None else max(found, clock)
-        last = _greatest(data, last)
+        last = _greatest(lines, last)
     return Span(length, events, clock if first < 0 else first, last, digest.hexdigest())
 
 
@@ -70,23 +70,23 @@ def _blocks(path: Path) -> Iterator[bytes]:
             yield block
 
 
-def _greatest(data: bytes, clock: int) -> int:
+def _greatest(lines: list[bytes], clock: int) -> int:
     """The greatest clock of the good among some lines, and `clock`.
 
     Few lines need the judge: the one that claims more than all others decides, if it is good.
     """
-    if claims := _claims(data):
+    claims: list[Any] = alike(lines) or _claims(lines)  # all as digits, or all as numbers
+    if claims:
         best = max(claims)
-        after = len(claims) - claims.index(best)
-        if best <= clock or _clock(data.rsplit(b"\n", after)[-after]) == best:  # most often it is among the last
-            return max(best, clock)
-    return max(clock, *(_clock(line) or 0 for line in data.split(b"\n")))
+        if int(best) <= clock or _clock(lines[claims.index(best)]) == int(best):
+            return max(int(best), clock)
+    return max(clock, *(_clock(line) or 0 for line in lines))
 
 
-def _claims(data: bytes) -> list[int]:
+def _claims(lines: list[bytes]) -> list[int]:
     """The clock that each line has if it is good; none where any of them says it in another way than nearly all do."""
     try:
-        times = _decode_times(data)
+        times = _decode_times(b"\n".join(lines))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return []
     claims: list[Any] = [each.event.inserted_at for each in times]
@@ -95,7 +95,7 @@ def _claims(data: bytes) -> list[int]:
         claims = [each.context.at if (at := each.event.inserted_at) is UNSET else at for each in times]
         kinds = {*map(type, claims)}
     plain = kinds == {int} and min(claims) >= SECONDS_BELOW and max(claims) <= LATEST
-    return claims if plain and len(claims) == data.count(b"\n") + 1 else []
+    return claims if plain and len(claims) == len(lines) else []
 
 
 def _clock(line: bytes) -> int | None:

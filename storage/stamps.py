@@ -24,12 +24,18 @@ _STAMP = 13
 
 def bounds(lines: Sequence[bytes], max_line: int) -> Callable[[int], int]:
     """Gives, for a number of lines, a bound of the greatest stamp (milliseconds) among so many of `lines`."""
-    return _alike(lines) or _one_by_one(lines, max_line)
+    stamps = alike(lines)
+    if stamps is None:
+        return _one_by_one(lines, max_line)
+    return lambda count: int(max(stamps[:count])) if count else NONE
 
 
-def _alike(lines: Sequence[bytes]) -> Callable[[int], int] | None:
-    """The bounds of lines that all end as the first one does but for digits; several times as quick as one by one."""
-    first = lines[0]
+def alike(lines: Sequence[bytes]) -> list[bytes] | None:
+    """The bounds of lines that all end as the first one does but for digits, thirteen digits each; None for others.
+
+    Several times as quick as one by one, and most producers write all their lines so.
+    """
+    first = lines[0] if lines else b""
     found = _TAIL.fullmatch(first, max(0, first.rfind(b'"event"') - 1))
     if found is None:
         return None
@@ -37,8 +43,7 @@ def _alike(lines: Sequence[bytes]) -> Callable[[int], int] | None:
     tails = [line[-before:] for line in lines]
     if b"".join(tails).translate(_DIGITS) != first[-before:].translate(_DIGITS) * len(lines):
         return None
-    # What stands before the stamps is equal, and they are equally long: their order is that of their bytes.
-    return lambda count: int(max(tails[:count])[-after : _STAMP - after]) if count else NONE
+    return [tail[-after : _STAMP - after] for tail in tails]
 
 
 def _one_by_one(lines: Sequence[bytes], max_line: int) -> Callable[[int], int]:

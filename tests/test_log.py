@@ -373,6 +373,12 @@ class TestRefused:
         assert append_lines(store, "events", [raw(inserted_at=ahead + 3_700_000)]).refused == [0]
         assert append_lines(store, "events", [happened, raw(), raw(inserted_at=ahead + 3_700_000)]).refused == [2]
 
+    @pytest.mark.parametrize("place", range(3))
+    def test_one_among_many_that_end_alike_is_found(self, store: Store, place: int) -> None:
+        lines = [raw(inserted_at=now() - 5) for _ in range(3)]
+        lines[place] = raw(inserted_at=now() + 400_000)
+        assert append_lines(store, "events", lines).refused == [place]
+
     def test_the_command_line_tells_which_lines_are_refused(self, tmp_path: Path) -> None:
         done = afterlog(
             tmp_path, "append", "events", stdin=raw(1) + b"\n" + raw(2, inserted_at=4_000_000_000) + b"\n" + raw(3)
