@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="afterlog-flow-run-") as folder:
-        log = _beginning(WORK / "events-1000000.jsonl", arguments.events)
+        log = _beginning(arguments.events)
         processes = Processes(load_settings(home=Path(folder)), free_port())
         try:
             processes.start_server(lambda _: None)
@@ -60,11 +60,14 @@ def main() -> None:
             processes.stop()
 
 
-def _beginning(log: Path, events: int) -> Path:
-    """The first events of a log as a file of its own."""
+def _beginning(events: int) -> Path:
+    """The first events of the comparison work's log, as a file of its own; that log itself where it has as many."""
+    whole = WORK / f"events-{events}.jsonl"
+    if whole.exists():
+        return whole
     short = WORK / f"first-{events}.jsonl"
     if not short.exists():
-        with log.open("rb") as source, short.open("wb") as target:
+        with (WORK / "events-1000000.jsonl").open("rb") as source, short.open("wb") as target:
             target.writelines(islice(source, events))
     return short
 
