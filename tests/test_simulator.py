@@ -14,7 +14,8 @@ import pytest
 import tests.simulator.database
 from tests.conftest import ROOT
 from tests.simulator import memory
-from tests.simulator.disk import Disk, Fault, File, Folder, KilledError, Process
+from tests.simulator.disk import Disk, Fault, KilledError, Process
+from tests.simulator.files import File, Folder
 from tests.simulator.many import live
 from tests.simulator.plants import PLANTS
 from tests.simulator.schedule import STEPS, FoundError, simulate

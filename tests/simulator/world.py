@@ -138,8 +138,7 @@ class World:
 
     def lose_power(self) -> None:
         """What was not fsynced may be lost; whoever calls has seen to it that nobody lives on."""
-        with self.seam.passing():
-            self.disk.lose_power()
+        self.disk.lose_power()
         self.disk.lost = False
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
@@ -155,6 +154,7 @@ class World:
         """A person at work, with whom nothing goes wrong."""
         self.database.dispose()
         with self.seam.passing():
+            self.disk.save()
             store = Store(self.settings)
             try:
                 yield store
@@ -164,7 +164,8 @@ class World:
 
     def reopen(self) -> None:
         """What lies on the disk is durable, and the database's file is another one."""
-        self.disk.adopt()
+        with self.seam.passing():
+            self.disk.adopt()
         self.database.dispose()
         self.database = SimulatedDatabase(self.file, self.home, self.disk)
 
