@@ -52,7 +52,7 @@ class Disk:
         self.process: Process | None = None
         self.fault: Fault | None = None
         self.injected: list[str] = []
-        self.calls, self.digest = 0, 0
+        self._made: list[str] = []
         self.lost, self.how = False, ""
         self._saved: dict[str, File | None] = {}
         self.touched: set[str] = set()
@@ -71,9 +71,8 @@ class Disk:
             return ""
         if process.dead or self.lost:
             raise KilledError
-        self.calls += 1
         where = where.removeprefix(self._prefix)
-        self.digest = zlib.crc32(f"{process.name} {call} {where}".encode(), self.digest)
+        self._made.append(f"{process.name} {call} {where}")
         fault = self.fault
         if fault is None or call not in CALLS[fault.kind] or fault.aim not in where:
             return ""
@@ -84,6 +83,16 @@ class Disk:
             self.fault = None
         self.injected.append(f"{fault.kind} at {call} {where} of {process.name}")
         return self._befall(fault.kind, call)
+
+    @property
+    def calls(self) -> int:
+        """How many were made."""
+        return len(self._made)
+
+    @property
+    def digest(self) -> int:
+        """A checksum of the calls that were made, in their order."""
+        return zlib.crc32("".join(self._made).encode())
 
     def _befall(self, kind: str, call: str) -> str:
         if kind == "preempt":
@@ -216,8 +225,8 @@ class Disk:
         if folder is None:
             return b""
         names = folder.durable if durable else folder.names
-        found = [names[name] for name in sorted(names) if name.endswith(".jsonl")]
-        return b"".join([file.durable if durable else file.content for file in found if file is not None])
+        found = [file for name, file in sorted(names.items()) if file is not None and name.endswith(".jsonl")]
+        return b"".join([file.durable if durable else file.content for file in found])
 
 
 FILES = {"open", "create", "read", "write", "pwrite", "fsync", "flush", "ftruncate", "mkdir", "unlink", "flock"}
