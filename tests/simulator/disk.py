@@ -54,6 +54,7 @@ class Disk:
         self.injected: list[str] = []
         self._made: list[str] = []
         self.lost, self.how = False, ""
+        self._joined: dict[str, bytes] = {}
         self._saved: dict[str, File | None] = {}
         self.touched: set[str] = set()
         """The folders in which anything was written, made or removed since whoever keeps this last looked."""
@@ -143,7 +144,18 @@ class Disk:
         if folder not in self.folders:
             raise missing(path)
         self.folders[folder].put(name, file)
-        self.touched.add(folder)
+        self.touch(path)
+
+    def give(self, folders: tuple[str, ...], name: str, data: bytes) -> None:
+        """Have a file in folders that may be new, durable."""
+        place = self._prefix
+        for folder in folders:
+            self.folders[place].names.setdefault(folder, None)
+            self.folders[place].sync()
+            place = f"{place}/{folder}"
+            self.folders.setdefault(place, Folder())
+        self.put(f"{place}/{name}", durable_file(data))
+        self.folders[place].sync()
 
     def remove(self, path: str) -> None:
         """An unlink."""
@@ -151,7 +163,7 @@ class Disk:
             raise missing(path)
         folder, _, name = path.rpartition("/")
         self.folders[folder].remove(name)
-        self.touched.add(folder)
+        self.touch(path)
 
     def made_durable(self, path: str) -> None:
         """Somebody whose calls are not simulated has made a file or a folder durable, if it is one that is known."""
@@ -162,12 +174,18 @@ class Disk:
 
     def touch(self, path: str) -> None:
         """Something in the folder of `path` is other than before."""
-        self.touched.add(path.rpartition("/")[0])
+        folder = path.rpartition("/")[0]
+        self.touched.add(folder)
+        self._joined.pop(folder, None)
+
+    def _touch_all(self) -> None:
+        self.touched.add("")
+        self._joined.clear()
 
     def lose_power(self) -> None:
         """Have on the disk what a power loss leaves there, which is durable."""
         before, self.folders = self.folders, {}
-        self.touched.add("")  # all of them
+        self._touch_all()
         how = self.how or self.random.choice(["lost", "lost", "kept", "some", "some", "some"])
         self._restart(self._prefix, how, before)
         self.how = ""
@@ -203,7 +221,7 @@ class Disk:
     def adopt(self) -> None:
         """Take what lies under HOME as it is, durable."""
         self.folders, self._saved = {}, {}
-        self.touched.add("")  # all of them
+        self._touch_all()
         for root, folders, files in os.walk(self.home):
             names: dict[str, File | None] = dict.fromkeys(sorted(folders))
             for path in (Path(root, name) for name in sorted(files)):
@@ -214,19 +232,29 @@ class Disk:
 
     def log(self, log: str, partition: int, *, durable: bool) -> bytes:
         """A partition's segments put together: as they are, or as they would surely be after a power loss."""
-        path = f"{self.home}/logs/{log}/{partition}"
-        if durable:
-            place = str(self.home)
-            for name in ("logs", log, str(partition)):
-                if name not in self.folders[place].durable:
-                    return b""
-                place = f"{place}/{name}"
+        path = f"{self._prefix}/logs/{log}/{partition}"
+        if not durable and (known := self._joined.get(path)) is not None:
+            return known
+        if durable and not self._is_sure(("logs", log, str(partition))):
+            return b""
         folder = self.folders.get(path)
         if folder is None:
             return b""
         names = folder.durable if durable else folder.names
         found = [file for name, file in sorted(names.items()) if file is not None and name.endswith(".jsonl")]
-        return b"".join([file.durable if durable else file.content for file in found])
+        joined = b"".join([file.durable if durable else file.content for file in found])
+        if not durable:
+            self._joined[path] = joined
+        return joined
+
+    def _is_sure(self, names: tuple[str, ...]) -> bool:
+        """Whether a folder would be there after a power loss."""
+        place = self._prefix
+        for name in names:
+            if name not in self.folders[place].durable:
+                return False
+            place = f"{place}/{name}"
+        return True
 
 
 FILES = {"open", "create", "read", "write", "pwrite", "fsync", "flush", "ftruncate", "mkdir", "unlink", "flock"}

@@ -110,7 +110,7 @@ def _apply(content: bytearray, at: int, data: bytes | None) -> None:
     content[at : at + len(data)] = data
 
 
-def durable_file(data: bytes, modified: int) -> File:
+def durable_file(data: bytes, modified: int = _NEW) -> File:
     """A file whose bytes would all survive."""
     return File(bytearray(data), bytearray(data), modified=modified)
 

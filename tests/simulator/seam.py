@@ -40,8 +40,8 @@ class Seam:
     """What stands for `os` and `fcntl` while a simulation runs."""
 
     def __init__(self, disk: Disk) -> None:
-        self.disk, self.home, self._root = disk, f"{disk.home}/", str(disk.home)
         self.wall = 0
+        self._take(disk)
         self._handles: dict[int, _Handle] = {}
         self._next = _FIRST
         self._real = SimpleNamespace(
@@ -75,6 +75,19 @@ class Seam:
             yield
         finally:
             self._passing = False
+
+    @contextmanager
+    def serving(self, disk: Disk) -> Iterator[None]:
+        """Have another HOME's calls pass through its own disk for a while, and this one's pass by."""
+        before = self.disk
+        self._take(disk)
+        try:
+            yield
+        finally:
+            self._take(before)
+
+    def _take(self, disk: Disk) -> None:
+        self.disk, self.home, self._root = disk, f"{disk.home}/", str(disk.home)
 
     def end(self, process: Process) -> None:
         """A process is no more: its descriptors are closed, and so its locks are free."""
