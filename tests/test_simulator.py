@@ -14,7 +14,8 @@ import pytest
 import tests.simulator.database
 from tests.conftest import ROOT
 from tests.simulator import memory
-from tests.simulator.disk import Disk, Fault, File, Folder, KilledError, Process
+from tests.simulator.disk import Disk, Fault, KilledError, Process
+from tests.simulator.files import File, Folder
 from tests.simulator.many import live
 from tests.simulator.plants import PLANTS
 from tests.simulator.schedule import STEPS, FoundError, simulate
@@ -125,3 +126,29 @@ class TestDisk:
             disk.leave(disk.enter("fsync", "x"))
         with pytest.raises(KilledError):
             disk.enter("write", "x")
+
+    def test_a_lock_is_held_by_one_or_shared(self) -> None:
+        file = File()
+        assert file.lock(1, shared=True)
+        assert file.lock(2, shared=True)
+        assert not file.lock(1, shared=False)
+        file.holders.discard(2)
+        assert file.lock(1, shared=False)
+        assert not file.lock(2, shared=True)
+
+    def test_who_is_not_simulated_finds_what_is_there_and_leaves_what_it_makes(self, tmp_path: Path) -> None:
+        disk = Disk(tmp_path, Random(0))
+        disk.give(("logs", "events", "0"), "00000000000000000000.jsonl", b"one\n")
+        disk.give(("logs",), "gone", b"")
+        disk.save()
+        disk.remove(f"{tmp_path}/logs/gone")
+        _, file = disk.known(f"{tmp_path}/logs/events/0/00000000000000000000.jsonl")
+        assert file is not None
+        file.write(4, b"two\n")
+        disk.save()
+        there = tmp_path / "logs" / "events" / "0" / "00000000000000000000.jsonl"
+        assert there.read_bytes() == b"one\ntwo\n"
+        assert not (tmp_path / "logs" / "gone").exists()
+        there.write_bytes(b"one\n")
+        disk.adopt()
+        assert disk.log("events", 0, durable=True) == disk.log("events", 0, durable=False) == b"one\n"

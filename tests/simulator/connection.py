@@ -8,9 +8,8 @@ own connection too, and finds the same calls (tests/test_simulator.py).
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
@@ -26,10 +25,15 @@ _VERBS: dict[str, str] = {}
 _METADATA: dict[str, SimpleResultMetaData] = {}
 _Processors = Sequence[tuple[int, Callable[[Any], Any]]]
 _Point = Callable[[str, str], None]
+_Ran = tuple[str, sqlite3.Cursor, list[Any]]
 
 
 class _Result(IteratorResult[Any]):
     rowcount = -1
+
+
+class _Done(NamedTuple):
+    rowcount: int
 
 
 class _Plan:
@@ -68,6 +72,25 @@ class _Plan:
 _PLANS: dict[tuple[int, tuple[str, ...], bool], _Plan] = {}
 
 
+class _Transaction:
+    """A generator would be felt here too."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> None:
+        self._connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: type[BaseException] | None, _error: object, _trace: object) -> None:
+        raw = self._connection.raw
+        try:
+            if kind is None:
+                raw.execute("COMMIT")
+        finally:
+            if raw.in_transaction:
+                raw.execute("ROLLBACK")
+
+
 class Connection:
     """What is used of `sa.Connection`; `point` is passed before each statement."""
 
@@ -76,16 +99,9 @@ class Connection:
     def __init__(self, raw: sqlite3.Connection, point: _Point) -> None:
         self.raw, self._point = raw, point
 
-    @contextmanager
-    def begin(self) -> Iterator[None]:
+    def begin(self) -> _Transaction:
         """A transaction that commits, or leaves no trace whatever ends it."""
-        self._run("BEGIN IMMEDIATE", ((),))
-        try:
-            yield
-            self.raw.execute("COMMIT")
-        except BaseException:
-            self.raw.execute("ROLLBACK")
-            raise
+        return _Transaction(self)
 
     def close(self) -> None:
         """Let go of it; the next world may have the connection to SQLite."""
@@ -93,8 +109,25 @@ class Connection:
         del self.raw  # whoever is late has nothing to do with the next world
         give_back(raw)
 
-    def execute(self, statement: Any, parameters: Any = None) -> _Result:
+    def execute(self, statement: Any, parameters: Any = None) -> Any:
         """Run a statement, once or, with a list of several, many times."""
+        return _result(*self._prepared(statement, parameters))
+
+    def scalar(self, statement: Any, parameters: Any = None) -> Any:
+        """The first value of the first row."""
+        _, _, found = self._prepared(statement, parameters)
+        return found[0][0] if found else None
+
+    def scalars(self, statement: Any, parameters: Any = None) -> sa.ScalarResult[Any]:
+        """The first value of each row."""
+        found: sa.ScalarResult[Any] = self.execute(statement, parameters).scalars()
+        return found
+
+    def exec_driver_sql(self, sql: str, parameters: Any = ()) -> Any:
+        """Run a statement of SQLite's own."""
+        return _result(*self._run(sql, parameters if isinstance(parameters, list) else [parameters]))
+
+    def _prepared(self, statement: Any, parameters: Any) -> _Ran:
         many: Sequence[Mapping[str, Any]] = [parameters] if isinstance(parameters, Mapping) else parameters or [{}]
         if isinstance(statement, sa.TextClause):
             sql, names = _text(statement)
@@ -105,19 +138,7 @@ class Connection:
             return self._run(sql, [values], plan.processors)
         return self._run(plan.compiled.string, [plan.values(row) for row in many], plan.processors)
 
-    def scalar(self, statement: Any, parameters: Any = None) -> Any:
-        """The first value of the first row."""
-        return self.execute(statement, parameters).scalar()
-
-    def scalars(self, statement: Any, parameters: Any = None) -> sa.ScalarResult[Any]:
-        """The first value of each row."""
-        return self.execute(statement, parameters).scalars()
-
-    def exec_driver_sql(self, sql: str, parameters: Any = ()) -> _Result:
-        """Run a statement of SQLite's own."""
-        return self._run(sql, parameters if isinstance(parameters, list) else [parameters])
-
-    def _run(self, sql: str, rows: Sequence[Sequence[Any]], processors: _Processors = ()) -> _Result:
+    def _run(self, sql: str, rows: Sequence[Sequence[Any]], processors: _Processors = ()) -> _Ran:
         verb = _VERBS.get(sql)
         if verb is None:
             verb = _VERBS[sql] = sql.split(" ", 1)[0]
@@ -129,9 +150,16 @@ class Connection:
             raise sa.exc.DBAPIError.instance(sql, None, error, sqlite3.Error) from error
         if processors and found:
             found = [_processed(row, processors) for row in found]
-        result = _Result(_metadata(sql, cursor), iter(found))
-        result.rowcount = cursor.rowcount
-        return result
+        return sql, cursor, found
+
+
+def _result(sql: str, cursor: sqlite3.Cursor, found: list[Any]) -> Any:
+    """What SQLAlchemy makes of rows; what gives none has their number alone."""
+    if cursor.description is None:
+        return _Done(cursor.rowcount)
+    result = _Result(_metadata(sql, cursor), iter(found))
+    result.rowcount = cursor.rowcount
+    return result
 
 
 def _plan(statement: Any, names: tuple[str, ...], *, many: bool) -> _Plan:

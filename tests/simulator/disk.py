@@ -1,8 +1,8 @@
 """A disk that forgets: what is in a file, what of it would survive a power loss, and which call fails.
 
-The files themselves lie in memory (tmpfs) under HOME, so whoever reads them reads what was written. Beside each there is a
-model of it: the bytes now, the bytes as of the last fsync, and the writes between; and for each folder its names likewise. The
-model is strict: an fsync of a file does not make its name durable, one of its folder does.
+There is nothing under HOME but a model: of each file the bytes now, the bytes as of the last fsync, and the writes between; and for each
+folder its names likewise. The model is strict: an fsync of a file does not make its name durable, one of its folder does. Somebody
+whose calls are not simulated gets real files, and what they leave is taken over.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import errno
 import os
 import random
-import shutil
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tests.simulator.files import File, Folder, durable_file, missing
 
 
 class KilledError(BaseException):
@@ -41,75 +42,6 @@ class Fault:
     """Only where a path has this in it."""
 
 
-@dataclass
-class File:
-    """One file's bytes: now, as of the last fsync, and what was done in between (offset and bytes; None truncates)."""
-
-    content: bytearray = field(default_factory=bytearray)
-    durable: bytearray = field(default_factory=bytearray)
-    pending: list[tuple[int, bytes | None]] = field(default_factory=list)
-
-    def write(self, at: int, data: bytes | None) -> None:
-        """Write, or truncate."""
-        _apply(self.content, at, data)
-        self.pending.append((at, data))
-
-    def sync(self) -> None:
-        """An fsync."""
-        for at, data in self.pending:
-            _apply(self.durable, at, data)
-        self.pending.clear()
-
-    def after_power_loss(self, how: str, random: random.Random) -> bytes:
-        """What is left: nothing since the last fsync, all of it, or some of it, torn; a hole reads as NULs."""
-        left = bytearray(self.durable)
-        for at, data in self.pending:
-            if how == "lost" or (how == "some" and random.random() < 0.4):
-                if how == "some" and data and random.random() < 0.5:
-                    _apply(left, at, bytes(len(data)))  # its length reached the disk, its bytes did not
-                continue
-            if how == "some" and data and random.random() < 0.4:
-                cut = random.randrange(len(data) + 1)
-                data = bytes(cut) + data[cut:] if random.random() < 0.3 else data[:cut]
-            _apply(left, at, data)
-        return bytes(left)
-
-
-@dataclass
-class Folder:
-    """The names in one folder: now, as of its last fsync, and what was done in between. A folder in it is None."""
-
-    names: dict[str, File | None] = field(default_factory=dict)
-    durable: dict[str, File | None] = field(default_factory=dict)
-    pending: list[tuple[str, bool, File | None]] = field(default_factory=list)
-
-    def put(self, name: str, file: File | None) -> None:
-        """A new name."""
-        self.names[name] = file
-        self.pending.append((name, True, file))
-
-    def remove(self, name: str) -> None:
-        """An unlink."""
-        self.pending.append((name, False, self.names.pop(name)))
-
-    def sync(self) -> None:
-        """An fsync."""
-        self.durable = dict(self.names)
-        self.pending.clear()
-
-    def after_power_loss(self, how: str, random: random.Random) -> dict[str, File | None]:
-        """The names that are left."""
-        left = dict(self.durable)
-        for name, made, file in self.pending:
-            if how == "lost" or (how == "some" and random.random() < 0.4):
-                continue
-            if made:
-                left[name] = file
-            else:
-                left.pop(name, None)
-        return left
-
-
 class Disk:
     """HOME as the kernel has it, and the point at which each call passes."""
 
@@ -120,8 +52,10 @@ class Disk:
         self.process: Process | None = None
         self.fault: Fault | None = None
         self.injected: list[str] = []
-        self.calls, self.digest = 0, 0
+        self._made: list[str] = []
         self.lost, self.how = False, ""
+        self._joined: dict[str, bytes] = {}
+        self._saved: dict[str, File | None] = {}
         self.touched: set[str] = set()
         """The folders in which anything was written, made or removed since whoever keeps this last looked."""
         self.preempt: Callable[[], None] = lambda: None
@@ -138,9 +72,8 @@ class Disk:
             return ""
         if process.dead or self.lost:
             raise KilledError
-        self.calls += 1
         where = where.removeprefix(self._prefix)
-        self.digest = zlib.crc32(f"{process.name} {call} {where}".encode(), self.digest)
+        self._made.append(f"{process.name} {call} {where}")
         fault = self.fault
         if fault is None or call not in CALLS[fault.kind] or fault.aim not in where:
             return ""
@@ -151,6 +84,16 @@ class Disk:
             self.fault = None
         self.injected.append(f"{fault.kind} at {call} {where} of {process.name}")
         return self._befall(fault.kind, call)
+
+    @property
+    def calls(self) -> int:
+        """How many were made."""
+        return len(self._made)
+
+    @property
+    def digest(self) -> int:
+        """A checksum of the calls that were made, in their order."""
+        return zlib.crc32("".join(self._made).encode())
 
     def _befall(self, kind: str, call: str) -> str:
         if kind == "preempt":
@@ -187,16 +130,40 @@ class Disk:
         self.lost = self.lost or kind not in ("kill", "death", "unflushed")
         raise KilledError
 
-    def folder_of(self, path: str) -> tuple[Folder, str]:
-        """The folder that a path lies in, and its name there."""
+    def known(self, path: str) -> tuple[bool, File | None]:
+        """Whether there is something of that name, and the file that it is, unless it is a folder."""
         folder, _, name = path.rpartition("/")
-        return self.folders[folder], name
+        found = self.folders.get(folder)
+        if found is not None and name in found.names:
+            return True, found.names[name]
+        return path == self._prefix, None
 
-    def has(self, path: str) -> bool:
-        """Whether there is a file or a folder of that name."""
+    def put(self, path: str, file: File | None) -> None:
+        """A new name."""
         folder, _, name = path.rpartition("/")
-        known = self.folders.get(folder)
-        return known is not None and name in known.names
+        if folder not in self.folders:
+            raise missing(path)
+        self.folders[folder].put(name, file)
+        self.touch(path)
+
+    def give(self, folders: tuple[str, ...], name: str, data: bytes) -> None:
+        """Have a file in folders that may be new, durable."""
+        place = self._prefix
+        for folder in folders:
+            self.folders[place].names.setdefault(folder, None)
+            self.folders[place].sync()
+            place = f"{place}/{folder}"
+            self.folders.setdefault(place, Folder())
+        self.put(f"{place}/{name}", durable_file(data))
+        self.folders[place].sync()
+
+    def remove(self, path: str) -> None:
+        """An unlink."""
+        if self.known(path)[1] is None:
+            raise missing(path)
+        folder, _, name = path.rpartition("/")
+        self.folders[folder].remove(name)
+        self.touch(path)
 
     def made_durable(self, path: str) -> None:
         """Somebody whose calls are not simulated has made a file or a folder durable, if it is one that is known."""
@@ -207,54 +174,87 @@ class Disk:
 
     def touch(self, path: str) -> None:
         """Something in the folder of `path` is other than before."""
-        self.touched.add(path.rpartition("/")[0])
+        folder = path.rpartition("/")[0]
+        self.touched.add(folder)
+        self._joined.pop(folder, None)
+
+    def _touch_all(self) -> None:
+        self.touched.add("")
+        self._joined.clear()
 
     def lose_power(self) -> None:
-        """Put on the disk what a power loss leaves there, which is durable."""
+        """Have on the disk what a power loss leaves there, which is durable."""
         before, self.folders = self.folders, {}
-        self.touched.add("")  # all of them
+        self._touch_all()
         how = self.how or self.random.choice(["lost", "lost", "kept", "some", "some", "some"])
-        self._restart(self.home, how, before)
+        self._restart(self._prefix, how, before)
         self.how = ""
 
-    def _restart(self, path: Path, how: str, before: dict[str, Folder]) -> None:
-        folder = before[str(path)]
+    def _restart(self, path: str, how: str, before: dict[str, Folder]) -> None:
+        folder = before[path]
         left = folder.after_power_loss(how, self.random)
-        for gone in (path / name for name in folder.names.keys() - left.keys()):
-            shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
         for name in sorted(left):
             file = left[name]
             if file is None:
-                (path / name).mkdir(exist_ok=True)
-                self._restart(path / name, how, before)
+                self._restart(f"{path}/{name}", how, before)
             elif file.pending or folder.names.get(name) is not file:  # else it is as it was
-                left[name] = _rewritten(path / name, file.after_power_loss(how, self.random))
-        self.folders[str(path)] = Folder(left, dict(left))
+                left[name] = durable_file(file.after_power_loss(how, self.random), file.modified)
+        self.folders[path] = Folder(left, dict(left))
+
+    def save(self) -> None:
+        """Have under HOME what is on this disk, for whoever makes calls that are not simulated."""
+        there = {
+            f"{place}/{name}": file for place, folder in self.folders.items() for name, file in folder.names.items()
+        }
+        for path in sorted(self._saved.keys() - there.keys(), reverse=True):
+            os.unlink(path) if self._saved[path] else os.rmdir(path)  # noqa: PTH106, PTH108  # paths would have to be made
+        for path, file in sorted(there.items()):
+            if file is None:
+                os.makedirs(path, exist_ok=True)  # noqa: PTH103  # likewise
+            elif file.changed or self._saved.get(path) is not file:
+                with open(path, "wb") as real:  # noqa: PTH123  # likewise
+                    real.write(file.content)
+                os.utime(path, ns=(file.modified, file.modified))
+                file.changed = False
+        self._saved = there
 
     def adopt(self) -> None:
         """Take what lies under HOME as it is, durable."""
-        self.folders = {}
-        self.touched.add("")  # all of them
+        self.folders, self._saved = {}, {}
+        self._touch_all()
         for root, folders, files in os.walk(self.home):
-            held = {name: _durable(Path(root, name).read_bytes()) for name in sorted(files)}
-            names: dict[str, File | None] = {**dict.fromkeys(sorted(folders)), **held}
+            names: dict[str, File | None] = dict.fromkeys(sorted(folders))
+            for path in (Path(root, name) for name in sorted(files)):
+                names[path.name] = file = durable_file(path.read_bytes(), path.stat().st_mtime_ns)
+                file.changed = False
             self.folders[root] = Folder(names, dict(names))
+            self._saved |= {f"{root}/{name}": file for name, file in names.items()}
 
     def log(self, log: str, partition: int, *, durable: bool) -> bytes:
         """A partition's segments put together: as they are, or as they would surely be after a power loss."""
-        path = f"{self.home}/logs/{log}/{partition}"
-        if durable:
-            place = str(self.home)
-            for name in ("logs", log, str(partition)):
-                if name not in self.folders[place].durable:
-                    return b""
-                place = f"{place}/{name}"
+        path = f"{self._prefix}/logs/{log}/{partition}"
+        if not durable and (known := self._joined.get(path)) is not None:
+            return known
+        if durable and not self._is_sure(("logs", log, str(partition))):
+            return b""
         folder = self.folders.get(path)
         if folder is None:
             return b""
         names = folder.durable if durable else folder.names
-        found = [names[name] for name in sorted(names) if name.endswith(".jsonl")]
-        return b"".join([file.durable if durable else file.content for file in found if file is not None])
+        found = [file for name, file in sorted(names.items()) if file is not None and name.endswith(".jsonl")]
+        joined = b"".join([file.durable if durable else file.content for file in found])
+        if not durable:
+            self._joined[path] = joined
+        return joined
+
+    def _is_sure(self, names: tuple[str, ...]) -> bool:
+        """Whether a folder would be there after a power loss."""
+        place = self._prefix
+        for name in names:
+            if name not in self.folders[place].durable:
+                return False
+            place = f"{place}/{name}"
+        return True
 
 
 FILES = {"open", "create", "read", "write", "pwrite", "fsync", "flush", "ftruncate", "mkdir", "unlink", "flock"}
@@ -277,24 +277,3 @@ CALLS = {
 """Which calls a fault can befall. "unheard": it was committed, and the connection lost before anybody heard of it. "death" and
 "outage": a kill or the loss of power where most hangs on the order of things. "unflushed" and "torn": the same just
 before bytes are made durable."""
-
-
-def _apply(content: bytearray, at: int, data: bytes | None) -> None:
-    if data is None:
-        del content[at:]
-        return
-    if len(content) < at:
-        content.extend(bytes(at - len(content)))
-    content[at : at + len(data)] = data
-
-
-def _rewritten(path: Path, data: bytes) -> File:
-    before = path.stat().st_mtime_ns if path.exists() else None
-    path.write_bytes(data)
-    if before is not None:
-        os.utime(path, ns=(before, before))
-    return _durable(data)
-
-
-def _durable(data: bytes) -> File:
-    return File(bytearray(data), bytearray(data))

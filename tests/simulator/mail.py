@@ -6,13 +6,18 @@ is tested against a real server (tests/test_transport.py); here it is certain wh
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable
 from email.message import EmailMessage
 from random import Random
+from typing import Any
 
+import tasks.mail
 from tasks.sending import NotSent, OutcomeUnknown, Transport
 from tests.simulator.disk import Disk
+
+_usual_policy = tasks.mail._policy
 
 
 class MailServer:
@@ -61,3 +66,23 @@ class SimulatedTransport(Transport):
 
     def interrupt(self) -> None:
         """Nobody waits."""
+
+
+class _Headers:
+    """Each text of a header parsed but once in a process: most are the same, and none ever changes."""
+
+    def __init__(self, usual: Any) -> None:
+        self._parse, self._known = usual, functools.lru_cache(1_000)(usual)
+
+    def __call__(self, name: str, value: Any) -> Any:
+        return self._known(name, value) if isinstance(value, str) else self._parse(name, value)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._parse[name]
+
+
+@functools.cache
+def policy() -> Any:
+    """What mails are composed by."""
+    usual: Any = _usual_policy()
+    return usual.clone(header_factory=_Headers(usual.header_factory))

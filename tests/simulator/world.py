@@ -18,6 +18,7 @@ from pydantic import SecretStr
 
 import storage.batches
 import tasks.deliver
+import tasks.mail
 from storage.errors import AfterlogError, ConflictError, CorruptLogError, LostDataError, NondeterminismError, Stopped
 from storage.settings import Settings, load_settings
 from storage.store import Store
@@ -25,7 +26,7 @@ from tasks.run import Run
 from tasks.topology import Topology, build_topology
 from tests.simulator.database import SimulatedDatabase
 from tests.simulator.disk import Disk, KilledError, Process
-from tests.simulator.mail import MailServer, SimulatedTransport
+from tests.simulator.mail import MailServer, SimulatedTransport, policy
 from tests.simulator.seam import Seam
 
 START = 1_700_000_000_000
@@ -56,10 +57,17 @@ class _NoThread:
 
 
 class _Home(type(Path())):  # type: ignore[misc]  # the system's own kind of path
-    """A path that is resolved: a run asks for that, and nothing in a world is a link."""
+    """A path that is resolved: a run asks for that, and nothing in a world is a link. It makes each path below it but once."""
 
     def resolve(self, strict: bool = False) -> Path:
         return self
+
+    def __truediv__(self, name: Any) -> Any:
+        known: dict[Any, Any] = self.__dict__.setdefault("_below", {})
+        found = known.get(name)
+        if found is None:
+            found = known[name] = super().__truediv__(name)
+        return found
 
 
 class World:
@@ -138,8 +146,7 @@ class World:
 
     def lose_power(self) -> None:
         """What was not fsynced may be lost; whoever calls has seen to it that nobody lives on."""
-        with self.seam.passing():
-            self.disk.lose_power()
+        self.disk.lose_power()
         self.disk.lost = False
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
@@ -155,6 +162,7 @@ class World:
         """A person at work, with whom nothing goes wrong."""
         self.database.dispose()
         with self.seam.passing():
+            self.disk.save()
             store = Store(self.settings)
             try:
                 yield store
@@ -164,7 +172,8 @@ class World:
 
     def reopen(self) -> None:
         """What lies on the disk is durable, and the database's file is another one."""
-        self.disk.adopt()
+        with self.seam.passing():
+            self.disk.adopt()
         self.database.dispose()
         self.database = SimulatedDatabase(self.file, self.home, self.disk)
 
@@ -194,6 +203,7 @@ def world(random: Random, **settings: Any) -> Iterator[World]:
             mock.patch.object(storage.batches, "PATIENCE", 0.0),
             mock.patch.object(tasks.deliver, "_DECIDE_EVERY", 0.0),
             mock.patch.object(tasks.deliver, "open_transport", connect),
+            mock.patch.object(tasks.mail, "_policy", policy),
             mock.patch.object(tasks.deliver, "threading", SimpleNamespace(Event=threading.Event, Thread=_NoThread)),
         ):
             try:
