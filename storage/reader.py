@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class PartitionReader:
-    """Gives the lines of one partition. Not to be shared between threads."""
+    """Gives the lines of one partition, until it is closed; also by `with`. Not to be shared between threads."""
 
     def __init__(self, directory: Path, name: str, archive: Callable[[], Archive] | None = None) -> None:
         self.directory, self.name, self._archive = directory, name, archive
@@ -27,6 +27,12 @@ class PartitionReader:
         self._open: Segment | None = None
         self._inode = (0, 0)  # of what is open
         self._named: Segment | None = None  # whose name is durable for sure
+
+    def __enter__(self) -> PartitionReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the file that is open."""
