@@ -22,6 +22,9 @@ from tasks.process import AsOf, FinalTick, Summary, check_as_of, follow, parse_m
 from tasks.run import Run
 from tasks.topology import build_topology
 
+_LONGEST = 1_000_000
+"""How many seconds a run by hand may follow: days, and within what a timer can."""
+
 
 def process(
     *,
@@ -41,6 +44,10 @@ def process(
     if follow_for is not None:
         if when != "now":
             raise UsageError("--follow-for goes with --as-of now only")
+        if not 0 < follow_for <= _LONGEST:
+            raise UsageError(
+                "--follow-for is no length of time", found=follow_for, expected=f"seconds, up to {_LONGEST:,}"
+            )
         _finish(*_follow_for(settings, follow_for))
     elif prefect:
         use_prefect(settings)

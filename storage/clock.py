@@ -42,7 +42,7 @@ class Snapshot:
 
 
 class Clock:
-    """Reads and writes the log `clock`. Not to be shared between threads."""
+    """Reads and writes the log `clock`, until it is closed; also by `with`. Not to be shared between threads."""
 
     def __init__(self, store: Store, logs: Sequence[str]) -> None:
         self.store, self.logs = store, tuple(logs)
@@ -50,6 +50,12 @@ class Clock:
         self._reader = store.reader(CLOCK, 0)
         self._readers: dict[tuple[str, int], PartitionReader] = {}
         self._durable = 0
+
+    def __enter__(self) -> Clock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close every file."""
@@ -85,9 +91,9 @@ class Clock:
                 if ends == last.ends:
                     return None
                 as_of = last.as_of
-            for log in self.logs:
-                for part in self.store.partitions(log):
-                    self._readers[log, part].sync(ends[f"{log}/{part}"])
+            for (log, part), reader in self._readers.items():
+                if f"{log}/{part}" in ends:  # a producer may have begun another meanwhile
+                    reader.sync(ends[f"{log}/{part}"])
             line = _line("TICK", {"type": "TICK", "as_of": as_of, "ends": ends}, as_of)
             offset = self.store.writer(CLOCK, 0).append([line])[0]
             return Tick(as_of, ends, offset + len(line) + 1)

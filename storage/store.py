@@ -93,20 +93,21 @@ class Store:
         return known
 
     def partitions(self, log: str, generation: int | None = None) -> list[int]:
-        """The partitions that a log has, by its folders, and by the setting where it is a raw log to be."""
+        """The partitions that a log has, by its folders and by the setting: one that is empty yet may have its first line at any moment."""
         try:
             names = os.listdir(str(self.directory(log, 0, generation))[: -len("/0")])
         except (FileNotFoundError, NotADirectoryError):
             names = []
-        return sorted({int(name) for name in names if name.isdigit()} | {0})
+        return sorted({int(name) for name in names if name.isdigit()} | set(range(self.settings.partitions)))
 
     def logs(self) -> list[str]:
         """The names of the logs that were ever written."""
-        return sorted(path.name for path in (self.home / "logs").iterdir() if "@" not in path.name)
+        return sorted(path.name for path in (self.home / "logs").iterdir() if path.is_dir() and "@" not in path.name)
 
     def folders(self) -> list[Path]:
         """The folders of all partitions of all logs and generations, in order."""
-        found = [path for log in (self.home / "logs").iterdir() for path in log.iterdir() if path.name.isdigit()]
+        logs = [path for path in (self.home / "logs").iterdir() if path.is_dir()]  # no file of somebody else's
+        found = [path for log in logs for path in log.iterdir() if path.name.isdigit()]
         return sorted(found, key=lambda path: (path.parent.name, int(path.name)))
 
     def writer(self, log: str, partition: int) -> PartitionWriter:

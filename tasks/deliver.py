@@ -170,17 +170,17 @@ class Deliverer:
             self._take_in()
             event = read_event(self.run, mail.log, mail.partition, mail.offset, mail.generation)
             reason = self._guards.plain_reason(mail) or self._guards.log_reason(event)
+            salt = self._restores.salt(event)
         except BaseException:
             self.outbox.put_back(mail, now(), mail.reason)
             raise
-        self._settle([Result(mail, SUPPRESSED, reason)] if reason else self._send(mail, event))
+        self._settle([Result(mail, SUPPRESSED, reason)] if reason else self._send(mail, event, salt))
         return True
 
-    def _send(self, mail: Mail, event: dict[str, Any]) -> list[Result]:
+    def _send(self, mail: Mail, event: dict[str, Any], salt: str) -> list[Result]:
         contact = self.outbox.contact(mail)
         try:
             to = parse_address(contact.email if contact else "")
-            salt = self._restores.salt(event)
             self._transport.send(compose(event, to, self.settings.mail_from, datetime.now(UTC), salt))
         except OutcomeUnknown as error:
             return [Result(mail, UNKNOWN, error.reason)]

@@ -23,6 +23,8 @@ from tasks.run import COLLECTOR, Run
 AsOf = int | Literal["now", "log-end"]
 IDLE_WAIT = 1.0
 UNCONFIRMED_WAIT = 0.005
+_DIGITS = 20
+"""No time has as many, and Python refuses to read very many."""
 _CHECKPOINT: sa.Table = Checkpoint.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
 _POSITIONS = sa.select(*POSITION).order_by(_CHECKPOINT.c.id)
 _LIVE_POSITIONS = _POSITIONS.where(_CHECKPOINT.c.live.is_(True))
@@ -65,11 +67,8 @@ class FinalTick:
         """
         with self._lock:
             if not self._written:
-                clock = Clock(run.store, run.topology.raw_logs())
-                try:
+                with Clock(run.store, run.topology.raw_logs()) as clock:
                     clock.tick(self._time(run, clock, taken))
-                finally:
-                    clock.close()
                 self._written = True
 
     def _time(self, run: Run, clock: Clock, taken: Sequence[Position]) -> int:
@@ -84,7 +83,7 @@ def parse_moment(text: str, what: str, words: str) -> int:
     Raises:
         UsageError: it is no time.
     """
-    millis = parse_time(int(text) if text.isascii() and text.isdigit() else text)
+    millis = parse_time(int(text) if text.isascii() and text.isdigit() and len(text) < _DIGITS else text)
     if millis is None:
         raise UsageError(
             f"{what} is no time", found=repr(text), expected=f"{words}, RFC 3339, or milliseconds since 1970"
@@ -110,11 +109,8 @@ def check_as_of(as_of: AsOf) -> AsOf:
 
 def start_tick(run: Run) -> Tick | None:
     """The tick at a run's start: wall time, less what writers may still be busy with."""
-    clock = Clock(run.store, run.topology.raw_logs())
-    try:
+    with Clock(run.store, run.topology.raw_logs()) as clock:
         return clock.tick(now() - run.store.settings.settle)
-    finally:
-        clock.close()
 
 
 def process_to_end(run: Run, name: str, final: FinalTick | None) -> Summary:
@@ -182,10 +178,10 @@ def greatest_clock(run: Run, clock: Clock, taken: Sequence[Position] = ()) -> in
                 (p for p in known if (p.log, p.partition) == (log, partition)), key=lambda p: p.offset, default=None
             )
             offset, stamp = (nearest.offset, nearest.clock) if nearest else (0, 0)
-            reader, cache = run.store.reader(log, partition), BatchCache(1 << 20, run.store.settings.max_line, kept=1)
-            while batch := cache.get(reader, log, partition, offset, reader.end(), stamp):
-                offset, stamp = batch.end, batch.clock
-            reader.close()
+            cache = BatchCache(1 << 20, run.store.settings.max_line, kept=1)
+            with run.store.reader(log, partition) as reader:
+                while batch := cache.get(reader, log, partition, offset, reader.end(), stamp):
+                    offset, stamp = batch.end, batch.clock
             greatest = max(greatest, stamp)
     last = clock.last_tick()
     return max(greatest, last.as_of if last else 0)
@@ -213,18 +209,14 @@ def _bring_all(run: Run, name: str, summary: Summary, final: FinalTick | None) -
 def _bring(run: Run, name: str, partition: int, summary: Summary) -> None:
     """Bring one partition to where its log is now, by own work or by waiting for the run that is at it."""
     lock = run.lock(name)
-    clock = Clock(run.store, run.topology.raw_logs())
     log = run.topology.reads(name)
-    derived = log in run.topology.derived_logs()
-    try:
-        if derived:
-            end, tick_offset = run.store.committed_end(log, partition), 0
-        else:
+    if log in run.topology.derived_logs():
+        end, tick_offset = run.store.committed_end(log, partition), 0
+    else:
+        with Clock(run.store, run.topology.raw_logs()) as clock, run.store.reader(log, partition) as reader:
             last = clock.last_tick()
-            end = last.ends.get(f"{log}/{partition}", 0) if last else 0
-            end, tick_offset = max(end, run.store.reader(log, partition).end()), last.next_offset if last else 0
-    finally:
-        clock.close()
+            end = max(reader.end(), last.ends.get(f"{log}/{partition}", 0) if last else 0)
+            tick_offset = last.next_offset if last else 0
     while not lock.try_acquire():
         at = next(
             (p for p in positions(run.store) if (p.processor, p.log, p.partition) == (name, log, partition)), None
@@ -258,9 +250,10 @@ def _followers(
             run.pulse.watch(followers[-1].reader.directory)
         yield followers
     finally:
-        after = {p.id: p for p in positions(run.store, every=True)} if followers else {}
-        for follower, start in zip(followers, before, strict=True):
+        for follower in followers:
             follower.close()
+        after = {p.id: p for p in positions(run.store, every=True)} if before else {}
+        for start in before:
             summary.add(start, after[start.id])
 
 

@@ -1,0 +1,125 @@
+"""Whoever follows a log: partitions that begin meanwhile, waiting for another run, and the files that are left open."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+
+import pytest
+import sqlalchemy as sa
+
+from storage.clock import Clock
+from storage.door import append_events
+from storage.errors import AfterlogError
+from storage.store import Store
+from tasks.process import Summary, _followers, follow, positions, process_to_end
+from tasks.run import Run
+from tasks.topology import build_topology
+from tests.operations import wait_for
+
+MakeStore = Callable[..., Store]
+
+
+def run_of(store: Store) -> Run:
+    return Run(store, build_topology(store.settings), "test")
+
+
+def append(store: Store, *customers: int) -> list[tuple[int, int]]:
+    return append_events(
+        store, "events", [{"subject": {"id": i, "type": "CUSTOMER"}, "verb": "VISITED"} for i in customers]
+    )
+
+
+def open_files(store: Store) -> int:
+    """How many files of logs this process has open."""
+    links = []
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # what has listed them
+            links.append(os.readlink(f"/proc/self/fd/{number}"))  # noqa: PTH115  # a link of the kernel's
+    return sum(link.startswith(str(store.home / "logs")) for link in links)
+
+
+@contextmanager
+def following(run: Run, name: str) -> Iterator[None]:
+    run.pulse.start()
+    thread = threading.Thread(target=follow, args=(run, name))
+    thread.start()
+    try:
+        yield
+    finally:
+        run.stop.set()
+        thread.join()
+
+
+def test_a_partition_that_begins_during_a_run_is_followed_at_once(make_store: MakeStore) -> None:
+    store = make_store(partitions=4)
+    [(first, _)] = append(store, 1)
+    with following(run_of(store), "derive"):
+        wait_for(lambda: any(p.offset for p in positions(store)), seconds=20, every=0.02)
+        other = next(p for i in range(2, 100) for p, _ in append(store, i) if p not in (0, first))
+        end = store.reader("events", other).end()
+        wait_for(lambda: any((p.partition, p.offset) == (other, end) for p in positions(store)), seconds=20, every=0.02)
+
+
+def test_a_tick_is_none_the_worse_for_partitions_that_a_producer_begins_meanwhile(make_store: MakeStore) -> None:
+    store, producer = make_store(), make_store(partitions=400)
+    append(producer, 0)
+    store.database.engine  # noqa: B018  # made before the race
+    done, failures, ticks = threading.Event(), [], []
+
+    def tick() -> None:
+        with closing(Clock(store, ["events"])) as clock:
+            number = 1_700_000_000_000
+            while not done.is_set():
+                number += 1
+                try:
+                    ticks.append(clock.tick(number))
+                except Exception as error:  # noqa: BLE001  # the assertion tells it
+                    failures.append(repr(error))
+
+    ticking = threading.Thread(target=tick)
+    ticking.start()
+    for number in range(800):
+        append(producer, number)
+    done.set()
+    ticking.join()
+    assert failures == []
+    assert len(ticks) > 5
+
+
+def test_waiting_for_the_run_that_is_at_it_leaves_no_file_open(store: Store) -> None:
+    append(store, 1)
+    process_to_end(run_of(store), "derive", None)
+    holder = run_of(store).lock("derive")
+    assert holder.try_acquire()
+    before = open_files(store)
+    for _ in range(20):
+        process_to_end(run_of(store), "derive", None)
+    assert open_files(store) == before
+    holder.release()
+
+
+def test_a_run_whose_database_is_away_at_its_end_leaves_no_file_open(store: Store) -> None:
+    append(store, 1)
+    run = run_of(store)
+    process_to_end(run, "derive", None)
+    append(store, 2)
+    before = open_files(store)
+    with (  # noqa: PT012
+        pytest.raises(AfterlogError, match="the database refused"),
+        _followers(run, "derive", Summary("derive")) as [follower],
+    ):
+        follower.advance(follower.snapshot())
+        assert open_files(store) > before
+        with store.database.write() as connection:
+            connection.execute(sa.text("ALTER TABLE checkpoint RENAME TO gone"))
+    assert open_files(store) == before
+
+
+def test_a_file_of_somebody_elses_beside_the_logs_is_none_of_them(store: Store) -> None:
+    append(store, 1)
+    before = store.folders(), store.logs()
+    (store.home / "logs" / "notes").write_text("mine")
+    assert (store.folders(), store.logs()) == before
