@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from storage.errors import LostDataError
 from storage.locks import locked
-from storage.reader import PartitionReader
+from storage.reader import PartitionReader, lost_log
 from storage.recorded import parse_tick
 from storage.store import CLOCK, Store
 from storage.times import now
@@ -175,17 +175,6 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     except orjson.JSONDecodeError:
         return None
     return event
-
-
-def lost_log(where: str, found: int, expected: int) -> LostDataError:
-    """A log that is shorter than a checkpoint says: a lost disk, or an older copy of one of the two."""
-    return LostDataError(
-        "the log is shorter than what was read from it",
-        where=where,
-        found=f"{found} bytes",
-        expected=f"at least {expected}",
-        do="Restore the newer copy of the log, or restore Afterlog's database to the same moment as this one",
-    )
 
 
 def _lost_clock(found: int, expected: int) -> LostDataError:

@@ -91,6 +91,12 @@ class Pending:
     states: StateStore[Any] | None = None
 
 
+def set_end(connection: sa.Connection, log: str, generation: int, partition: int, end: int) -> None:
+    """Say how far readers of a derived log may go: everything before the byte offset `end` is durable."""
+    place = {"log": log, "generation": generation, "partition": partition}
+    connection.execute(_SET_END, [{**place, "end": end}])
+
+
 def load_position(
     database: Database, processor: str, generation: int, log: str, partition: int, *, live: bool = True
 ) -> Position:
@@ -141,8 +147,7 @@ def commit(
         for sql, rows in pending.statements:
             execute_many(connection, sql, rows)
         if target is not None and target.spilled:
-            end = {"log": target.log, "generation": position.generation, "partition": position.partition}
-            connection.execute(_SET_END, [{**end, "end": target.end + target.spilled}])
+            set_end(connection, target.log, position.generation, position.partition, target.end + target.spilled)
             if target.author is not None:
                 note(
                     connection, target.author, target.log, target.end, partition=position.partition,

@@ -14,7 +14,7 @@ import orjson
 import sqlalchemy as sa
 
 from storage.brake import HOUR, LOOK_BACK
-from storage.commit import Pending, Position, commit
+from storage.commit import Pending, Position, commit, set_end
 from storage.contacts import Entry
 from storage.database import Database
 from storage.derived import DerivedWriter, whole_lines
@@ -92,10 +92,6 @@ _MAILED_SINCE = sa.select(sa.func.count()).where(
 )
 _SETTLED_BY = sa.text("SELECT verb FROM settled WHERE abandonment = :abandonment")
 _ORDERED_SINCE = sa.text("SELECT MIN(at) FROM orders WHERE customer = :customer AND at > :at")
-_SET_END = sa.text(
-    'INSERT INTO committed_end (log, generation, partition, "end") VALUES (:log, 1, :partition, :end) '
-    'ON CONFLICT (log, generation, partition) DO UPDATE SET "end" = excluded."end"'
-)
 
 
 @functools.cache
@@ -199,7 +195,7 @@ class Outbox:
             with self._database.write() as connection:
                 for result in mine:
                     self._set_outcome(connection, result.mail.event_id, result.state, result.reason)
-                connection.execute(_SET_END, [{"log": self.log, "partition": partition, "end": end + len(data)}])
+                set_end(connection, self.log, 1, partition, end + len(data))
                 if self._author is not None and partition not in self._noted:
                     note(connection, self._author, self.log, end, partition=partition)
             self._noted.add(partition)
@@ -267,7 +263,7 @@ class Outbox:
                 if row["reason"] != AGAIN:  # a mail to be sent once more is taken in as any other
                     connection.execute(_ADOPT, [row])
                 self._set_outcome(connection, row["event_id"], event["verb"], row["reason"])
-            connection.execute(_SET_END, [{"log": self.log, "partition": partition, "end": end + whole}])
+            set_end(connection, self.log, 1, partition, end + whole)
 
     def _set_outcome(self, connection: sa.Connection, event_id: str, state: str, reason: str) -> None:
         """What the log says of a mail, into its row; a person's decision about it is carried out by that."""

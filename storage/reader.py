@@ -214,13 +214,7 @@ class PartitionReader:
                     break
                 return segment
             stop = segment.base
-        raise LostDataError(
-            "the log is shorter than what was read from it",
-            where=f"{self.name} in {self.directory}",
-            found=f"{last.base + last.size() if last else 0} bytes",
-            expected=f"at least {end}",
-            do="Restore the newer copy of the log, or restore Afterlog's database to the same moment as this one",
-        )
+        raise lost_log(f"{self.name} in {self.directory}", last.base + last.size() if last else 0, end)
 
     def _check_line_start(self, handle: int, start: int, segment: Segment) -> None:
         if start > segment.base and os.pread(handle, 1, start - segment.base - 1) != b"\n":
@@ -261,3 +255,14 @@ class PartitionReader:
         if self._archive is None:
             raise LostDataError("a segment is in the archive, and this reader knows none", where=self.name)
         return self._archive().open(self.directory, segment.entry)
+
+
+def lost_log(where: str, found: int, expected: int) -> LostDataError:
+    """A log that is shorter than a checkpoint says: a lost disk, or an older copy of one of the two."""
+    return LostDataError(
+        "the log is shorter than what was read from it",
+        where=where,
+        found=f"{found} bytes",
+        expected=f"at least {expected}",
+        do="Restore the newer copy of the log, or restore Afterlog's database to the same moment as this one",
+    )

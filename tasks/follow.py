@@ -9,11 +9,12 @@ from typing import Any
 
 import orjson
 
-from storage.clock import Clock, Snapshot, Tick, lost_log
+from storage.clock import Clock, Snapshot, Tick
 from storage.commit import Pending, Position, Target, commit, load_position, save_version, spill
 from storage.derived import DerivedWriter
 from storage.errors import AfterlogError, CorruptLogError, Stopped
 from storage.event import Batch
+from storage.reader import lost_log
 from storage.state import StateStore
 from storage.times import now
 from tasks.processors.contract import Output

@@ -1,6 +1,6 @@
 """Normalise: customers, items, orders, order lines and current baskets as rows; each names the event that last set it.
 
-_Rows are written from the state as it stands at a commit, so writing them again changes nothing.
+Rows are written from the state as it stands at a commit, so writing them again changes nothing.
 """
 
 from __future__ import annotations
