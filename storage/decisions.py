@@ -34,7 +34,8 @@ _DROP = sa.text(
     "ON CONFLICT (event_id) DO NOTHING"
 )
 _OPEN = sa.text(
-    "SELECT decision.state AS decided, delivery.* FROM decision JOIN delivery ON delivery.event_id = decision.event_id "
+    "SELECT decision.state AS decided, decision.event_id AS of_mail, delivery.* "
+    "FROM decision LEFT JOIN delivery ON delivery.event_id = decision.event_id "
     'ORDER BY delivery.log, delivery.partition, delivery."offset" LIMIT :limit'
 )
 _FORGET = sa.text("DELETE FROM decision WHERE event_id = :event_id")
@@ -78,13 +79,13 @@ def carry_out(database: Database, outbox: Outbox) -> Sequence[Result]:
             rows = [dict(row) for row in connection.execute(_OPEN, {"limit": _AT_ONCE}).mappings()]
         results, stale = [], []
         for row in rows:
-            required, state, reason = _MEANT[row.pop("decided")]
+            (required, state, reason), of_mail = _MEANT[row.pop("decided")], row.pop("of_mail")
             if row["state"] == required:
                 results.append(Result(Mail(**row), state, reason))
             else:
-                stale.append({"event_id": row["event_id"]})
+                stale.append({"event_id": of_mail})
         outbox.settle(results)
-        if stale:  # it was sent or settled meanwhile: too late
+        if stale:  # it was sent, settled or withdrawn meanwhile: too late
             with database.write() as connection:
                 connection.execute(_FORGET, stale)
         done += results

@@ -87,8 +87,10 @@ def set_state(database: Database, generation: int, state: str, plan: str | None 
 
 def read_ends(database: Database, logs: Mapping[str, int]) -> tuple[list[Position], dict[tuple[str, int], int]]:
     """The live checkpoints, and the committed ends of `logs` in their generations, as one transaction left them."""
-    with database.write() as connection:  # a transaction, so that no commit comes in between
-        rows = connection.execute(sa.select(_CHECKPOINT).where(_CHECKPOINT.c.live.is_(True))).mappings().all()
+    with database.write() as connection:
+        # Locked, where a database lets several write: no commit comes in between.
+        live = sa.select(_CHECKPOINT).where(_CHECKPOINT.c.live.is_(True)).order_by(_CHECKPOINT.c.id)
+        rows = connection.execute(live.with_for_update(read=True)).mappings().all()
         ends = connection.execute(sa.select(_END.c.log, _END.c.generation, _END.c.partition, _END.c.end)).all()
     found = [Position(**{key: value for key, value in row.items() if key != "committed_at"}) for row in rows]
     return found, {(log, part): end for log, generation, part, end in ends if logs.get(log) == generation}
@@ -215,7 +217,8 @@ def move(staged: Staged, what: Move, replay: int, state: str) -> Queued:
 
 
 def _check_unchanged(connection: sa.Connection, position: Position) -> None:
-    found = connection.execute(sa.select(_CHECKPOINT.c.commit, _CHECKPOINT.c.live).filter_by(id=position.id)).first()
+    mine = sa.select(_CHECKPOINT.c.commit, _CHECKPOINT.c.live).filter_by(id=position.id)
+    found = connection.execute(mine.with_for_update()).first()
     if found is None or tuple(found) != (position.commit, True):
         raise ConflictError(
             "a run has committed meanwhile",

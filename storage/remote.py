@@ -13,6 +13,8 @@ from storage.errors import AfterlogError, UsageError
 from storage.segment import fsync_directory, fsync_file, make_directory
 
 _USER = re.compile(r"(?<=://)[^/]*@")
+_CUT_SHORT = re.compile(r"://[^/@]*:[^/@]*/[^?]*@")
+"""A password with a / in it: the rest would be taken for a path, and told."""
 _BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss", "r2"})
 """Where there are no folders to be made, and the attempt might make a bucket of a misspelt name."""
 
@@ -21,6 +23,10 @@ class Remote:
     """One place for objects, opened at first use: fsspec is imported only by whoever goes there."""
 
     def __init__(self, url: str) -> None:
+        if _CUT_SHORT.search(url):
+            raise UsageError(
+                "setting AFTERLOG_ARCHIVE_URL: it cannot be read", do="A / in a password is written %2F, an @ %40"
+            )
         self._url = url
         self._fs: Any = None
         self._root = ""
@@ -142,7 +148,7 @@ class Remote:
 
             try:
                 # No listings kept: another archive or a person may have written there since.
-                self._fs, root = url_to_fs(self._url, use_listings_cache=False)
+                filesystem, root = url_to_fs(self._url, use_listings_cache=False)
             except (ImportError, ValueError) as error:
                 raise UsageError(
                     f"setting AFTERLOG_ARCHIVE_URL: this kind of URL cannot be used: {self._plain(error)}",
@@ -150,6 +156,7 @@ class Remote:
                     do="For s3:// install afterlog[s3]; for others what fsspec asks for",
                 ) from None  # its text may hold the URL
             self._root = str(root).rstrip("/")
+            self._fs = filesystem  # last: other threads go on as soon as it is there
         return self._fs
 
     @contextmanager

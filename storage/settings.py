@@ -31,11 +31,22 @@ def parse_duration(value: object) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d)?", str(value).strip())
     if isinstance(value, bool) or match is None:
         raise ValueError("expected a length of time such as 90s, 30m, 24h or 7d")
-    return round(float(match[1]) * _UNITS[match[2] or "s"])
+    millis = float(match[1]) * _UNITS[match[2] or "s"]
+    if millis > _CENTURY:
+        raise ValueError("expected a length of time of 100 years at most")
+    return round(millis)
 
 
+_CENTURY = 36_525 * 86_400_000
+"""More would lead to times that no log can name."""
 Duration = Annotated[int, BeforeValidator(parse_duration), Field(gt=0)]
 """Milliseconds inside; a person writes `30m`."""
+
+
+def _named(folder: object) -> object:
+    if not str(folder):
+        raise ValueError("expected a folder")  # nothing would be the working folder, whatever that is
+    return folder
 
 
 class Expected(BaseModel):
@@ -82,7 +93,7 @@ class Settings(BaseSettings):
         validate_default=False,  # a default Duration is milliseconds already
     )
 
-    home: Path = Path("data")
+    home: Annotated[Path, BeforeValidator(_named)] = Path("data")
     database_url: SecretStr | None = None
     partitions: int = Field(1, ge=1, le=1024)
     max_line: int = Field(1 << 20, ge=1024)
@@ -164,7 +175,10 @@ class Settings(BaseSettings):
         """The database's URL: what was set, else SQLite in HOME."""
         if self.database_url is not None:
             return self.database_url.get_secret_value()
-        return f"sqlite:///{self.home.resolve() / 'afterlog.db'}"
+        file = str(self.home.resolve() / "afterlog.db")
+        if set(file) & set("?%"):  # a URL would mean something else by it
+            raise UsageError("HOME has a ? or % in its name", found=file, do="Choose another folder: AFTERLOG_HOME")
+        return f"sqlite:///{file}"
 
 
 def load_settings(**overrides: object) -> Settings:

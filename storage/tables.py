@@ -12,6 +12,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     Numeric,
+    String,
     Text,
     UniqueConstraint,
     false,
@@ -92,7 +93,7 @@ class State(SQLModel, table=True):
     __table_args__ = (Index("state_due", "checkpoint", "due", "rank"), {"sqlite_with_rowid": False})
 
     checkpoint: int = Field(primary_key=True)
-    key: str = Field(primary_key=True)
+    key: str = Field(sa_column=Column(String().with_variant(String(collation="C"), "postgresql"), primary_key=True))
     value: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     due: int | None = Field(default=None, sa_column=_big(nullable=True))
     rank: int | None = Field(default=None, sa_column=_big(nullable=True))

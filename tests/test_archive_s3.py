@@ -11,7 +11,8 @@ import pytest
 
 from storage import subject
 from storage.door import append_lines
-from storage.errors import AfterlogError
+from storage.errors import AfterlogError, UsageError
+from storage.remote import Remote
 from storage.store import Store
 from storage.subject import subject_events
 from tasks.verify import verify_all
@@ -93,6 +94,13 @@ def test_a_search_by_several_processes_does_not_fork_what_is_connected_to_a_buck
     (here, forked), (there, not_forked) = found.values()
     assert (len(here), forked, not_forked) == (13, 2, 0)
     assert there == here
+
+
+def test_a_password_that_would_be_taken_for_a_path_is_refused_untold() -> None:
+    with pytest.raises(UsageError, match=r"AFTERLOG_ARCHIVE_URL: it cannot be read.*%2F") as raised:
+        Remote("sftp://ann:hunter/2@host/bucket")
+    assert "hunter" not in str(raised.value)
+    assert Remote("s3://bucket/ann@home").shown == "s3://bucket/ann@home"
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,10 @@ class TestSettings:
         [
             ({"timeout": "soon"}, ["AFTERLOG_TIMEOUT", "expected a length of time such as 90s, 30m, 24h or 7d", "'soon'"]),
             ({"timeout": "0"}, ["AFTERLOG_TIMEOUT", "greater than 0"]),
+            ({"timeout": "9" * 400 + "d"}, ["AFTERLOG_TIMEOUT", "expected a length of time of 100 years at most"]),
+            ({"not_after": "36526d"}, ["AFTERLOG_NOT_AFTER", "expected a length of time of 100 years at most"]),
+            ({"home": ""}, ["AFTERLOG_HOME", "expected a folder"]),
+            ({"home": "what?now"}, ["HOME has a ? or % in its name", "Choose another folder: AFTERLOG_HOME"]),
             ({"timeuot": "30m"}, ["no such setting: AFTERLOG_TIMEUOT", "Did you mean AFTERLOG_TIMEOUT?"]),
             ({"partitions": "0"}, ["AFTERLOG_PARTITIONS", "greater than or equal to 1", "'0'"]),
             ({"partitions": "many"}, ["AFTERLOG_PARTITIONS", "'many'"]),

@@ -9,7 +9,9 @@ from email import message_from_bytes
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
+from storage.decisions import undecided
 from storage.locks import RunLock
 from storage.store import Store
 from tasks.deliver import deliver_to_end, follow_mail
@@ -170,6 +172,14 @@ class TestResolve:
         lock.release()
         deliver_to_end(run_of(doubtful))
         assert states(doubtful) == {"SENT": 1}
+
+    def test_what_was_decided_of_a_mail_that_is_gone_is_forgotten(self, doubtful: Store) -> None:
+        with doubtful.database.write() as connection:
+            connection.execute(sa.text("INSERT INTO decision (event_id, state, at) VALUES ('gone', 'SENT', 1)"))
+        assert undecided(doubtful.database) == 1
+        deliver_to_end(run_of(doubtful))
+        assert undecided(doubtful.database) == 0
+        assert states(doubtful) == {"UNKNOWN": 1}
 
     @pytest.mark.parametrize("step", ["outcome-logged:1", "outcome-committed:1"])
     @pytest.mark.parametrize(("outcome", "state"), [(("sent",), "SENT"), (("not-sent", "--again"), "WAITING")])

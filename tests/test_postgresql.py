@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -19,9 +22,12 @@ from storage.contacts import Entry, list_contacts, save_contacts
 from storage.database import Database
 from storage.door import append_lines
 from storage.errors import AfterlogError, ConflictError, UsageError
+from storage.generations import read_ends
 from storage.outbox import Outbox
 from storage.postgresql import escape, unescape
+from storage.retries import Place, begin_retry
 from storage.settings import load_settings
+from storage.state import StateStore
 from storage.store import Store
 from storage.times import now
 from tasks.process import process_to_end
@@ -180,3 +186,71 @@ def test_commit_numbers_do_not_end_at_32_bits(url: str, make_store: MakeStore) -
         connection.exec_driver_sql("UPDATE checkpoint SET commit = 2147483647")
     processed(store, tax(2))
     assert [json.loads(line)["object"]["id"] for line in log_bytes(store.home, "reactions").splitlines()] == [1, 2]
+
+
+def test_what_is_due_at_the_same_moment_comes_in_code_points_whatever_language_the_database_was_made_for(
+    postgres: Cluster, make_store: MakeStore
+) -> None:
+    name = "english"
+    with postgres.admin.connect() as connection:
+        connection.exec_driver_sql(
+            f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER icu ICU_LOCALE 'en-US'"
+        )
+    store = make_store(database_url=postgres.url(name))
+
+    def states() -> StateStore[dict[str, int]]:
+        return StateStore(store.database, 7, dict, cache_keys=10)
+
+    first = states()
+    for key in "acBD":
+        first.put(key, {}, (1, 0))
+    pending = [key for some in first.due_before(2, 10) for key, _ in some]
+    with store.database.write() as connection:
+        first.write(connection)
+    assert pending == ["B", "D", "a", "c"]
+    assert [key for some in states().due_before(2, 10) for key, _ in some] == pending
+    assert [key for some in states().due_before(2, 1) for key, _ in some] == pending
+
+
+def test_positions_and_ends_are_of_one_moment(url: str, make_store: MakeStore) -> None:
+    store, other = make_store("one", database_url=url), make_store("other", database_url=url)
+    load_position(store.database, "derive", 1, "events", 0)
+    with store.database.write() as connection:
+        connection.execute(
+            sa.text("INSERT INTO committed_end (log, generation, partition, \"end\") VALUES ('reactions', 1, 0, 0)")
+        )
+
+    def commit_meanwhile() -> None:
+        with other.database.write() as connection:
+            connection.execute(sa.text('UPDATE checkpoint SET "offset" = 1000, commit = commit + 1'))
+            connection.execute(sa.text('UPDATE committed_end SET "end" = 777'))
+
+    committing = threading.Thread(target=commit_meanwhile)
+
+    def between(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "FROM committed_end" in statement and committing.ident is None:
+            committing.start()
+            committing.join(1)
+
+    sa.event.listen(store.database.engine, "before_cursor_execute", between)
+    [position], ends = read_ends(store.database, {"reactions": 1})
+    committing.join()
+    assert (position.offset, ends["reactions", 0]) in ((0, 0), (1000, 777))
+    [position], ends = read_ends(store.database, {"reactions": 1})
+    assert (position.offset, ends["reactions", 0]) == (1000, 777)
+
+
+def test_of_two_who_try_a_line_again_at_once_one_is_refused(url: str, make_store: MakeStore) -> None:
+    store, place = make_store(database_url=url), Place("events", 0, 5)
+    both = threading.Barrier(2)
+
+    def together(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "INSERT INTO retried" in statement:
+            both.wait(10)
+
+    sa.event.listen(store.database.engine, "before_cursor_execute", together)
+    with ThreadPoolExecutor(2) as pool:
+        tries = [pool.submit(begin_retry, store.database, place, force=False) for _ in range(2)]
+    told = [each.exception() for each in tries]
+    assert sorted(map(type, told), key=str) == [type(None), UsageError]
+    assert "this line was tried again before" in "".join(map(str, told))
