@@ -104,6 +104,15 @@ def test_the_test_of_the_docs_passes_and_fails_where_the_processor_is_wrong(own:
     [
         (('"vip", "events"', '"derive", "events"'), "a second processor called 'derive'"),
         (('"vip", "events"', '"deliver", "events"'), "a second processor called 'deliver'"),
+        (('"vip", "events"', '"promotion", "events"'), "the name 'promotion' is taken"),
+        (('"vip", "events"', '"archive", "events"'), "the name 'archive' is taken"),
+        (('"vip", "events"', '"alerts", "events"'), "the name 'alerts' is taken"),
+        (('"vip", "events"', '"replay-12", "events"'), "the name 'replay-12' is taken"),
+        (
+            ('"vip", "events"', '"../vip", "events"'),
+            "no name for a processor; found '../vip', expected lower-case letters",
+        ),
+        (('"vip", "events"', '"", "events"'), "no name for a processor; found ''"),
         (('"vips"', '"baskets"'), "the log baskets is written already"),
         (('"vips"', '"events"'), "the log events is written already"),
         (('"vips"', '"clock"'), "the log clock is written already"),
