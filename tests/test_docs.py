@@ -13,6 +13,7 @@ import pytest
 
 from storage.errors import UsageError
 from storage.settings import Settings, load_settings
+from tasks.alerts import KINDS
 from tasks.topology import build_topology
 from tests.conftest import ROOT, afterlog
 
@@ -128,6 +129,14 @@ def test_a_processor_that_takes_what_is_another_s_is_refused(
     with pytest.raises(UsageError, match=sentence):
         build_topology(load_settings(processors=("vip",)))
     sys.modules.pop("vip", None)
+
+
+def test_every_alert_is_in_the_table_of_alerts() -> None:
+    table = (ROOT / "docs" / "operating.md").read_text().partition("| alert |")[2].partition("\n\n")[0]
+    told = {line.split("|")[1].strip() for line in table.splitlines()[2:]}
+    assert set(KINDS.values()) <= told
+    named = set(re.findall(r"\b[A-Z][A-Z_]{3,}\b", table)) - {"UNKNOWN"}
+    assert named <= {name.upper() for name in Settings.model_fields}
 
 
 def test_the_settings_of_the_docs_are_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
