@@ -100,11 +100,7 @@ class Run:
 
     def is_held(self, name: str) -> bool:
         """Whether any run holds the lock of `name`."""
-        lock = self.lock(name)
-        if lock.try_acquire():
-            lock.release()
-            return False
-        return True
+        return is_held(self.store.lock_path(f"{name}.lock"))
 
     def stand_by(self, name: str = DELIVER) -> None:
         """The follower `name` says that it is ready, and will wait for its lock now; as often as it is tried."""
