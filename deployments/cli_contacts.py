@@ -19,11 +19,15 @@ contacts = App(name="contacts", help="The address book: who is reached where, an
 def import_(file: Path) -> None:
     """Add the entries of a CSV file with the columns type,id,email,unsubscribed, or replace those there are.
 
+    A line that cannot be used, its email no address say, is named with its number, and then nothing of the file is taken.
+
     Args:
         file: the CSV file, in UTF-8, its first line the columns' names.
     """
+    from tasks.mail import parse_address  # it composes mails too, and takes as long to load as most commands
+
     store = Store(load_settings())
-    say(f"{save_contacts(store.database, read_contacts(file))} contacts imported")
+    say(f"{save_contacts(store.database, read_contacts(file, parse_address))} contacts imported")
 
 
 @contacts.command(name="list")

@@ -12,8 +12,8 @@ _STEERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff
 
 
 def say(message: str) -> None:
-    """A word to the person at the terminal."""
-    print(message, file=sys.stderr, flush=True)
+    """A word to the person at the terminal, of several lines where it has newlines; nothing in it steers the terminal."""
+    print("\n".join(map(_shown, message.split("\n"))), file=sys.stderr, flush=True)
 
 
 def show_json(document: object) -> None:

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from deployments.console import say
 from deployments.grace import give_grace
@@ -61,10 +62,19 @@ def environment(settings: Settings) -> dict[str, str]:
     return env
 
 
+def client_environment(settings: Settings, url: str) -> dict[str, str]:
+    """`environment` for who asks the server at `url`, with the key and the password of the person's profile that names it."""
+    env, profile = environment(settings) | {"PREFECT_API_URL": url}, _profile()
+    if profile.get("PREFECT_API_URL") == url:  # they are for nobody else
+        secrets = {name: profile.get(name) for name in ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING")}
+        env |= {name: s for name, s in secrets.items() if isinstance(s, str) and name not in os.environ}
+    return env
+
+
 def find_server(settings: Settings) -> str | None:
     """The API address of the server to use: the one that is set, else the one that `afterlog up` runs on this HOME."""
-    if url := os.environ.get("PREFECT_API_URL") or _profile_url():
-        return url
+    if url := os.environ.get("PREFECT_API_URL") or _profile().get("PREFECT_API_URL"):
+        return str(url)
     try:
         url = _address_file(settings).read_text().strip()
     except FileNotFoundError:
@@ -74,14 +84,12 @@ def find_server(settings: Settings) -> str | None:
 
 def use_prefect(settings: Settings) -> None:
     """Prepare this process for Prefect, before it is imported."""
-    env = environment(settings)
     url = find_server(settings)
     if url is None:
         say("No Prefect server is set or found: starting a temporary one for this run (--no-prefect does without).")
-        env["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
+        os.environ.update(environment(settings) | {"PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true"})
     else:
-        env["PREFECT_API_URL"] = url
-    os.environ.update(env)
+        os.environ.update(client_environment(settings, url))
 
 
 def is_healthy(url: str) -> bool:
@@ -234,13 +242,12 @@ def _address_file(settings: Settings) -> Path:
     return settings.home.resolve() / "prefect" / "api-url"
 
 
-def _profile_url() -> str | None:
-    """The address in the active profile of the person's own Prefect, if they have one."""
+def _profile() -> dict[str, Any]:
+    """The active profile of the person's own Prefect; empty where they have none."""
     profiles = Path(os.environ.get("PREFECT_HOME", Path.home() / ".prefect")) / "profiles.toml"
     try:
         document = tomllib.loads(profiles.read_text())
     except (OSError, tomllib.TOMLDecodeError):
-        return None
-    profile = document.get("profiles", {}).get(document.get("active", ""), {})
-    url = profile.get("PREFECT_API_URL")
-    return url if isinstance(url, str) else None
+        return {}
+    found: dict[str, Any] = document.get("profiles", {}).get(document.get("active", ""), {})
+    return found

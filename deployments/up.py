@@ -6,12 +6,19 @@ import time
 
 from deployments.console import say
 from deployments.server import Processes
+from storage.errors import UsageError
 from storage.settings import load_settings
 from storage.store import Store
 
 
 def run_until_stopped(port: int) -> None:
-    """Start everything, keep it going, and end it in order when this process is told to end."""
+    """Start everything, keep it going, and end it in order when this process is told to end.
+
+    Raises:
+        UsageError: nobody can listen on `port`.
+    """
+    if not 1 <= port <= 65_535:
+        raise UsageError("--port is no port", found=port, expected="1 to 65535")
     settings = load_settings()
     Store(settings).database.engine  # noqa: B018  # migrated before anything runs on it
     processes = Processes(settings, port)

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from prefect import flow, get_run_logger
 from pydantic import Field
 
+from flows.run_name import run_settings
 from storage.brake import PAUSED, put_on, read_brake, release
-from storage.settings import load_settings
 from storage.store import Store
 from tasks.settle import drop
 
@@ -24,7 +24,7 @@ def brake(action: Action, reason: Annotated[str, Field(min_length=1, max_length=
             is held` suppresses, for ever, what waits while delivery is paused or has stopped itself.
         reason: with `pause`: why, for whoever looks at the status.
     """
-    store = Store(load_settings())
+    store = Store(run_settings())
     if action == "pause":
         found = put_on(store.database, PAUSED, reason)
         said = f"{found.state}: {found.reason}"

@@ -13,8 +13,6 @@ from flows.alerts import watched
 from flows.artifacts import Report
 from flows.running import conclude, not_needed, open_run
 from flows.shift import Shift, Superseded
-from storage.clock import Clock
-from storage.times import now
 from tasks.prefect_tasks import follow_task, process_task
 from tasks.process import AsOf, FinalTick, Summary, check_as_of, start_tick
 
@@ -65,9 +63,7 @@ def _shift() -> list[Summary]:
         with watched(run):
             get_run_logger().info("Shift over: %s", shift.hold(futures))
         wait(futures)
-        clock = Clock(run.store, run.topology.raw_logs())
-        clock.tick(now() - run.store.settings.settle)
-        clock.close()
+        start_tick(run)  # and one at the end, whoever applies it
         ended: list[Summary] = conclude(run, report, "process", names, futures)
         return ended
 

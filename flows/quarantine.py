@@ -7,7 +7,7 @@ from typing import Annotated
 from prefect import flow, get_run_logger
 from pydantic import Field
 
-from storage.settings import load_settings
+from flows.run_name import run_settings
 from storage.store import Store
 from tasks.quarantine import retry
 
@@ -32,7 +32,7 @@ def quarantine_retry(line_id: Ident, line: Line | None = None, force: bool = Fal
         line: the corrected line, one JSON object. Left out, the same bytes are tried again, once the judge accepts them.
         force: also where it was tried again before, which would count it twice.
     """
-    store = Store(load_settings())
+    store = Store(run_settings())
     done = retry(store, line_id, line.encode() if line is not None else None, force=force)
     said = f"{done.id} is in {done.log} again, at {done.log}:{done.partition}:{done.offset}"
     get_run_logger().info(said)

@@ -9,7 +9,7 @@ from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
 
 from flows.markdown import escape
-from storage.settings import load_settings
+from flows.run_name import run_settings
 from storage.store import Store
 from tasks.evidence import Evidence, WrittenBy
 from tasks.topology import build_topology
@@ -35,7 +35,7 @@ def why(ident: Ident) -> str:
         ident: the id of an email, a delivery, an abandonment, an anomaly or any other derived event (its event.id); a
             Message-ID; or a place such as events:0:5130.
     """
-    settings = load_settings()
+    settings = run_settings()
     evidence = Evidence(Store(settings), build_topology(settings))
     try:
         found = answer_why(evidence, ident)

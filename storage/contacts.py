@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import sqlalchemy as sa
 
 from storage.database import Database
-from storage.errors import UsageError
+from storage.errors import AfterlogError, UsageError
 from storage.tables import Contact
 
 COLUMNS = ("type", "id", "email", "unsubscribed")
@@ -30,8 +30,8 @@ class Entry(NamedTuple):
     unsubscribed: bool
 
 
-def read_contacts(path: Path) -> list[Entry]:
-    """The entries of a CSV file with the columns type, id, email and unsubscribed.
+def read_contacts(path: Path, check: Callable[[str], object] = str) -> list[Entry]:
+    """The entries of a CSV file with the columns type, id, email and unsubscribed; `check` raises AfterlogError at what is no address.
 
     Raises:
         UsageError: a column is missing or a line cannot be used; nothing of the file was taken.
@@ -45,7 +45,7 @@ def read_contacts(path: Path) -> list[Entry]:
                 raise UsageError(
                     f"no column {missing[0]!r}", where=str(path), found=",".join(found), expected=",".join(COLUMNS)
                 )
-            return [_entry(row, f"{path}, line {rows.line_num}") for row in rows]
+            return [_entry(row, check, f"{path}, line {rows.line_num}") for row in rows]
     except OSError as error:
         raise UsageError(f"cannot read the file: {error.strerror}", where=str(path)) from error
     except (UnicodeDecodeError, csv.Error) as error:
@@ -75,10 +75,18 @@ def forget_contact(database: Database, kind: str, ident: str) -> bool:
         return connection.execute(gone).rowcount > 0
 
 
-def _entry(row: dict[str, str | None], where: str) -> Entry:
+def _entry(row: dict[str, str | None], check: Callable[[str], object], where: str) -> Entry:
+    if None in row:  # where DictReader puts what is beyond the columns
+        raise UsageError(
+            "more cells than there are columns", where=where, do="Put a text that has a comma in it into quotes"
+        )
     kind, ident, email = ((row[name] or "").strip() for name in COLUMNS[:3])
     if not kind or not ident or not email:
         raise UsageError("an entry without type, id or email", where=where, expected=",".join(COLUMNS))
+    try:
+        check(email)
+    except AfterlogError as error:
+        raise UsageError(f"no mail can reach this email: {error}", where=where) from error
     said = (row.get("unsubscribed") or "").strip().lower()
     if said not in _YES | _NO:
         raise UsageError("unsubscribed is neither yes nor no", where=where, found=repr(said), expected="true or false")

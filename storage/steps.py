@@ -1,6 +1,6 @@
-"""Named steps of a commit: where tests kill the process.
+"""Named steps of a commit, a mail, an archive or a promotion: where tests kill the process.
 
-The steps are part of the contract (docs/decisions): a crash between any two of them loses nothing and doubles nothing.
+A crash between any two of them loses nothing and doubles nothing (docs/guarantees.md); their names are for tests only.
 """
 
 from __future__ import annotations

@@ -12,10 +12,10 @@ import sqlalchemy as sa
 
 from storage.locks import locked
 from storage.mails import UNKNOWN, WAITING
-from storage.segment import list_segments
 from storage.store import Store
 from storage.tables import Delivery
 from storage.times import show
+from tasks.brake import last_append
 from tasks.process import positions
 from tasks.status import read_status
 from tasks.topology import Topology
@@ -140,18 +140,13 @@ def _lagging(store: Store, topology: Topology) -> Iterator[Alert]:
 
 def _silent(store: Store, wall: int) -> Iterator[Alert]:
     for log, limit in store.settings.alert_silent.items():
-        newest = max((_last_written(store, log, partition) for partition in store.partitions(log)), default=0)
+        newest = last_append(store, log)
         if wall - newest > limit:
             since = f"since {show(newest)}" if newest else "ever"
             yield Alert(
                 SILENT, log, f"nothing has come to log {log} {since}; it is never silent for more than {limit // 1000} s",
                 {"since": newest},
             )  # fmt: skip
-
-
-def _last_written(store: Store, log: str, partition: int) -> int:
-    segments = list_segments(store.directory(log, partition))
-    return int(segments[-1].path.stat().st_mtime * 1000) if segments else 0
 
 
 def _undelivered(store: Store, wall: int) -> Iterator[Alert]:

@@ -16,6 +16,7 @@ from storage.segment import Segment, fsync_directory, list_segments
 from storage.steps import reached
 from storage.store import CLOCK, DELIVERIES, Store
 from storage.times import now
+from tasks.intake import logs_taken_in
 from tasks.process import positions
 from tasks.topology import DELIVER, Topology
 
@@ -93,7 +94,7 @@ class _Bounds:
         self._readers: dict[str, set[str]] = {}
         for processor in topology.all():
             self._readers.setdefault(processor.reads, set()).add(processor.name)
-        for log in (*topology.mail_logs(), "baskets"):
+        for log in logs_taken_in(topology):
             self._readers.setdefault(log, set()).add(DELIVER)
 
     def behind(self, directory: Path) -> list[tuple[int, str]]:

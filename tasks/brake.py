@@ -10,6 +10,7 @@ from collections import Counter
 from storage.brake import BUCKET, HOUR, STOPPED, put_on, read_brake, tally_since, usual_mails, usual_tally
 from storage.outbox import Outbox
 from storage.segment import list_segments
+from storage.store import Store
 from storage.times import now, show_duration
 from tasks.run import Run
 
@@ -61,7 +62,7 @@ class BrakeCheck:
 
     def _surge(self, wall: int, released: int) -> str:
         """Baskets left behind in numbers since the log fell silent; a person who released has seen those until then."""
-        silent_since = self._last_append()
+        silent_since = last_append(self._run.store, self._run.topology.reads("abandonment"))
         if wall - silent_since < self._settings.brake_silence:
             return ""
         since = max(silent_since, released + BUCKET if released else 0, wall - HOUR)
@@ -76,15 +77,11 @@ class BrakeCheck:
             f"for {show_duration(wall - silent_since)}; the producer may be dead"
         )
 
-    def _last_append(self) -> int:
-        """When a line was last appended to a raw log that tells of baskets, by the files themselves."""
-        store, log = self._run.store, self._run.topology.reads("abandonment")
-        newest = [
-            segments[-1].path
-            for part in store.partitions(log)
-            if (segments := list_segments(store.directory(log, part)))
-        ]
-        return max((path.stat().st_mtime_ns // 1_000_000 for path in newest), default=0)
+
+def last_append(store: Store, log: str) -> int:
+    """When a line was last appended to a log, by the files themselves; 0 if never."""
+    written = [list_segments(store.directory(log, part))[-1:] for part in store.partitions(log)]
+    return max((segment.path.stat().st_mtime_ns // 1_000_000 for last in written for segment in last), default=0)
 
 
 def tallies(clocks: list[int]) -> list[dict[str, object]]:

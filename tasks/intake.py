@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+import sqlalchemy as sa
 
 from storage.commit import Position, load_position
 from storage.event import Event
-from storage.mails import CLAIMED, MAY_HAVE_BEEN_SENT, WAITING
+from storage.mails import CLAIMED, FAILED, MAY_HAVE_BEEN_SENT, WAITING, Mail, Result
 from storage.outbox import Outbox
 from storage.reader import PartitionReader
+from storage.tables import Delivery
 from storage.times import now
 from tasks.brake import ABANDONED, tallies
 from tasks.restored import Restores
@@ -21,40 +23,71 @@ from tasks.topology import DELIVER, Topology
 OUTCOMES = frozenset({"ABANDONMENT_RETRACTED", "RECOVERED_BASKET"})
 
 BASKETS = "baskets"
+_GREATEST = 2**63 - 1  # more is no column's
+_DELIVERY: sa.Table = Delivery.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
+_FOR_NOBODY = sa.select(_DELIVERY).where(_DELIVERY.c.state == WAITING, _DELIVERY.c.recipient_type == "")
 
 
 class _Recipient(msgspec.Struct):
     id: int | str
-    type: str
+    type: Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class _Source(msgspec.Struct):
+    log: str
+    partition: int
+    offset: int
+
+
+class _MailContext(msgspec.Struct):
+    not_after: Annotated[int, msgspec.Meta(ge=0, le=_GREATEST)]
+    source: _Source
+
+
+class _Mail(msgspec.Struct):
+    object: _Recipient
+    context: _MailContext
 
 
 class _Context(msgspec.Struct):
-    not_after: int = 0
     abandonment: str = ""
 
 
-class _Wire(msgspec.Struct):
+class _Outcome(msgspec.Struct):
     context: _Context
 
 
-_decode_recipient = msgspec.json.Decoder(_Recipient).decode
-_decode_wire = msgspec.json.Decoder(_Wire).decode
+_decode_mail = msgspec.json.Decoder(_Mail).decode
+_decode_outcome = msgspec.json.Decoder(_Outcome).decode
 
 
 def mail_row(event: Event, log: str, partition: int, generation: int) -> dict[str, Any]:
-    """The row of an EMAIL event that waits to be sent."""
-    recipient, context = _decode_recipient(event.object), _decode_wire(event.raw).context
+    """The row of an EMAIL event that waits to be sent.
+
+    Of one that can never be sent, a mistake of a processor of one's own: without a recipient, too old from the start, and
+    with the reason.
+    """
+    place = f"{log}:{partition}:{event.offset}"
+    kind, ident, not_after = "", "", 0
+    reason = "" if event.event_id else f"no mail, see {place}: it has no `event.id`"
+    try:
+        mail = _decode_mail(event.raw)
+        kind, ident, not_after = mail.object.type, str(mail.object.id), mail.context.not_after
+    except msgspec.DecodeError as error:
+        reason = f"no mail, see {place}: {error}"
+    if reason:
+        kind, not_after = "", 0
     return {
-        "event_id": event.event_id, "state": WAITING, "reason": "", "log": log, "generation": generation,
-        "partition": partition, "offset": event.offset, "recipient_type": recipient.type,
-        "recipient_id": str(recipient.id), "not_after": context.not_after, "changed_at": now(),
+        "event_id": event.event_id or place, "state": WAITING, "reason": reason, "log": log, "generation": generation,
+        "partition": partition, "offset": event.offset, "recipient_type": kind, "recipient_id": ident,
+        "not_after": not_after, "changed_at": now(),
     }  # fmt: skip
 
 
 def settled_row(event: Event) -> dict[str, Any]:
-    """The row of an event that says what became of an abandonment."""
+    """The row of an event of the log `baskets` that says what became of an abandonment."""
     return {
-        "abandonment": _decode_wire(event.raw).context.abandonment, "verb": event.verb, "event_id": event.event_id,
+        "abandonment": _decode_outcome(event.raw).context.abandonment, "verb": event.verb, "event_id": event.event_id,
     }  # fmt: skip
 
 
@@ -64,7 +97,7 @@ def logs_taken_in(topology: Topology) -> list[str]:
 
 
 @dataclass
-class _Source:
+class _Followed:
     log: str
     reader: PartitionReader
     position: Position
@@ -96,13 +129,13 @@ class Intake:
         """Whether a log that is followed has bytes that its processor has not committed yet."""
         return any(source.reader.end() > source.position.offset for source in self._sources)
 
-    def _open(self, log: str, partition: int) -> _Source:
+    def _open(self, log: str, partition: int) -> _Followed:
         store, generation = self._run.store, self._run.generation(log)
         reader = store.reader(log, partition, generation)
         self._run.pulse.watch(reader.directory)
-        return _Source(log, reader, load_position(store.database, DELIVER, generation, log, partition))
+        return _Followed(log, reader, load_position(store.database, DELIVER, generation, log, partition))
 
-    def _take_in(self, source: _Source) -> bool:
+    def _take_in(self, source: _Followed) -> bool:
         """Queue a source's mails, and note what became of abandonments, up to its committed end."""
         position, moved = source.position, False
         end = self._run.store.committed_end(source.log, position.partition, position.generation)
@@ -110,8 +143,9 @@ class Intake:
             source.reader, source.log, position.partition, position.offset, end, position.clock
         ):
             mails = [self._mail(event, position) for event in batch.events if event.verb == "EMAIL"]
-            settled = [settled_row(event) for event in batch.events if event.verb in OUTCOMES]
-            left = [event.clock for event in batch.events if source.log == BASKETS and event.verb == ABANDONED]
+            baskets = batch.events if source.log == BASKETS else []
+            settled = [settled_row(event) for event in baskets if event.verb in OUTCOMES]
+            left = [event.clock for event in baskets if event.verb == ABANDONED]
             position.offset, position.clock = batch.end, batch.clock
             position.lines += batch.lines
             position.quarantined += len(batch.bad)
@@ -120,13 +154,30 @@ class Intake:
             self._outbox.take_in(source.reader, position, mails, settled, tallies(left))
             if any(mail["state"] == CLAIMED for mail in mails):
                 self.unknown += self._outbox.give_up(MAY_HAVE_BEEN_SENT)
+            if unusable := {mail["event_id"]: mail["reason"] for mail in mails if not mail["recipient_type"]}:
+                self._refuse(source.log, unusable)
             self.taken_in += len(mails)
             moved = True
         return moved
 
+    def _refuse(self, log: str, unusable: dict[str, str]) -> None:
+        """Settle as FAILED what can never be sent, so that it holds nothing back.
+
+        After a crash just before this it is SUPPRESSED as too old, with the same reason.
+        """
+        with self._run.store.database.read() as connection:
+            mails = [Mail(**row) for row in connection.execute(_FOR_NOBODY).mappings() if row["event_id"] in unusable]
+        self._outbox.settle([Result(mail, FAILED, unusable[mail.event_id]) for mail in mails])
+        if mails:
+            self._run.notes.append(
+                f"{len(mails)} EMAIL events of log {log} can never be sent; `afterlog deliveries list --state FAILED` says why"
+            )
+
     def _mail(self, event: Event, position: Position) -> dict[str, Any]:
         """The row of a mail: WAITING, or CLAIMED where it may have been sent before a backup was put back and is not too old."""
         row = mail_row(event, position.log, position.partition, position.generation)
+        if not row["recipient_type"]:
+            return row
         if self._restores.may_have_been_sent_at(position.log, position.partition, event.offset):
             row["reason"] = MAY_HAVE_BEEN_SENT
             if row["not_after"] >= now():

@@ -146,7 +146,7 @@ def follow(run: Run, name: str) -> Summary:
     summary = Summary(name)
     lock = run.lock(name)
     try:
-        run.stand_by()
+        run.stand_by(name)
         while not run.stop.is_set():
             run.take(lock)
             with _followers(run, name, summary) as followers:

@@ -173,7 +173,7 @@ def _time(run: Run, reads: set[str], text: str) -> int | None:
     """
     if text == ALL:
         return None
-    if not (text.isascii() and text.isdigit()):
+    if not (text.isascii() and text.isdigit() and len(text) < 20):  # no offset is longer; Python reads no very long one
         millis = parse_time(text)
         if millis is None:
             raise UsageError(

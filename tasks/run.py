@@ -15,7 +15,7 @@ from storage.locks import POLL, RunLock, is_held
 from storage.store import CLOCK, DELIVERIES, Store
 from storage.written_by import Author
 from tasks.pulse import Pulse
-from tasks.topology import Topology
+from tasks.topology import DELIVER, Topology
 
 PROMOTION = "promotion.lock"
 
@@ -68,8 +68,7 @@ class Run:
         directories = [
             store.directory(log, part, live[log]) for log in logs for part in store.partitions(log, live[log])
         ]
-        self._waiting = 0
-        self._lock = threading.Lock()
+        self._ready: set[str] = set()
         self.pulse = Pulse(directories, settings.poll / 1000, self.stop)
 
     def generation(self, log: str | None) -> int:
@@ -101,17 +100,12 @@ class Run:
 
     def is_held(self, name: str) -> bool:
         """Whether any run holds the lock of `name`."""
-        lock = self.lock(name)
-        if lock.try_acquire():
-            lock.release()
-            return False
-        return True
+        return is_held(self.store.lock_path(f"{name}.lock"))
 
-    def stand_by(self) -> None:
-        """A follower says that it is ready, and will wait for its lock now."""
-        with self._lock:
-            self._waiting += 1
+    def stand_by(self, name: str = DELIVER) -> None:
+        """The follower `name` says that it is ready, and will wait for its lock now; as often as it is tried."""
+        self._ready.add(name)
 
     def ready(self) -> int:
         """How many followers have said that they are ready."""
-        return self._waiting
+        return len(self._ready)

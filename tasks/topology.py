@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,8 @@ from tasks.processors import abandonment, anomalies, contract, derive, normalise
 
 DELIVER = "deliver"
 """The name under which delivery keeps its checkpoints and its lock; it is no processor."""
+_LOCKED = re.compile(r"promotion|archive|alerts|replay-\d+")
+"""The names of locks that are no processor's."""
 
 DECIDES: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "timeout": (("abandonment", ("timeout",)),),
@@ -140,7 +143,13 @@ def build_topology(settings: Settings) -> Topology:
 
 
 def _check_free(kind: type[contract.Processor[Any]], others: Topology, where: str) -> None:
-    """A name is one checkpoint and one lock, and a derived log has one writer."""
+    """A name is one checkpoint and one lock, whose file it names, and a derived log has one writer."""
+    try:
+        check_log_name(kind.name)
+    except UsageError as error:
+        raise UsageError("no name for a processor", where=where, found=error.found, expected=error.expected) from error
+    if _LOCKED.fullmatch(kind.name):
+        raise UsageError(f"the name {kind.name!r} is taken", where=where, do="Give it another `name`")
     if kind.name in {*others.processors, DELIVER}:
         raise UsageError(f"a second processor called {kind.name!r}", where=where, do="Give it another `name`")
     if kind.writes is None:

@@ -121,6 +121,10 @@ class TestUsage:
             (["process", "--follow-for=-1"], ["--follow-for is no length of time; found -1.0"]),
             (["process", "--follow-for", "inf"], ["--follow-for is no length of time; found inf"]),
             (["deliver", "--no-prefect", "--limit", "0"], ["--limit is too small; found 0, expected at least 1"]),
+            (["replay", "--no-prefect", "--from", "9" * 5000], ["neither an offset nor a time; found '9999"]),
+            (["replay", "--no-prefect", "--to", "9" * 20], ["neither an offset nor a time; found '99999999999999999999'"]),
+            (["up", "--port", "99999"], ["--port is no port; found 99999, expected 1 to 65535"]),
+            (["up", "--port", "0"], ["--port is no port; found 0"]),
             (["contacts", "import", "none.csv"], ["none.csv: cannot read the file: No such file or directory"]),
         ],
     )  # fmt: skip
@@ -380,6 +384,23 @@ class TestWork:
         (tmp_path / "bad.csv").write_text("type,id,email\nCLIENT,5,x@example.com\nCLIENT,,y@example.com\n")
         refused(command("contacts", "import", "bad.csv"), "line 3: an entry without type, id or email")
         assert command("contacts", "list").out.count(b"\n") == 2
+
+    @pytest.mark.parametrize(
+        ("row", "sentence"),
+        [
+            ("CLIENT,6,notanaddress", "line 3: no mail can reach this email: expected one address such as ann@example.com, found none"),
+            ("CLIENT,6,a@example.com b@example.com", "line 3: no mail can reach this email: expected one address"),
+            ("CLIENT,6,a@example.com,yes,x", "line 3: more cells than there are columns"),
+        ],
+    )  # fmt: skip
+    def test_contacts_that_cannot_be_used_are_refused_with_their_line_and_the_whole_file_with_them(
+        self, command: Command, tmp_path: Path, row: str, sentence: str
+    ) -> None:
+        (tmp_path / "bad.csv").write_text(
+            f"type,id,email,unsubscribed\nCLIENT,5,ann@example.com,\n{row}\nCLIENT,7,c@example.com\n"
+        )
+        refused(command("contacts", "import", "bad.csv"), sentence)
+        assert command("contacts", "list").out.count(b"\n") == 1
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:

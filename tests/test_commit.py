@@ -34,7 +34,7 @@ from storage.store import Store
 from storage.times import now
 from tasks.follow import PartitionFollower
 from tasks.local import side_by_side
-from tasks.process import AsOf, FinalTick, positions, process_to_end, start_tick
+from tasks.process import AsOf, FinalTick, follow, positions, process_to_end, start_tick
 from tasks.run import Run
 from tasks.status import read_status
 from tasks.topology import build_topology
@@ -515,6 +515,19 @@ class TestOneFails:
         assert b"picky: its code or settings changed; they hold from events/0:" in done.stderr
         picked = [json.loads(text) for text in log_bytes(store.home, "picked").splitlines()]
         assert [e["context"]["caused_by"]["object"]["id"] for e in picked] == list(range(30))
+
+    def test_a_follower_that_is_tried_again_is_ready_once(self, store: Store) -> None:
+        processed(store, *[tax(number) for number in range(3)])
+        [segment] = store.directory("events", 0).glob("*.jsonl")
+        os.truncate(segment, 0)
+        run = Run(store, build_topology(store.settings), "a shift")
+        for _ in range(3):
+            with pytest.raises(LostDataError):
+                follow(run, "derive")
+        assert run.ready() == 1
+        with pytest.raises(LostDataError):
+            follow(run, "abandonment")
+        assert run.ready() == 2
 
     def test_a_partition_that_fails_keeps_nothing_of_another_back(self, make_store: MakeStore) -> None:
         store = make_store(partitions=2)

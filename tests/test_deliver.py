@@ -522,6 +522,72 @@ class TestPermanentAndUnknown:
         return Outbox(store, DELIVERIES)
 
 
+MAILER = """
+import json
+from tasks.processors import contract
+
+class Processor(contract.Processor):
+    name, reads, writes, mails = "mailer", "events", "own-mails", True
+
+    def event(self, event, state, out):
+        out.write(json.loads(bytes(event.object)))
+"""
+GOOD: dict[str, Any] = {
+    "subject": {"id": "EMAIL_SYSTEM"}, "verb": "EMAIL", "object": {"id": 1, "type": "CLIENT", "template": "tax-received"},
+    "context": {"at": 1650549837170, "source": {"log": "events", "partition": 0, "offset": 0}}, "event": {"id": "mailer/good"},
+}  # fmt: skip
+
+
+class TestUnusable:
+    """EMAIL events of a processor of one's own that no mail can be made of."""
+
+    @pytest.mark.parametrize(
+        ("part", "change", "reason"),
+        [
+            ("object", {"id": 1, "template": "tax-received"}, "Object missing required field `type` - at `$.object`"),
+            ("object", {"id": 1, "type": ""}, "Expected `str` of length >= 1 - at `$.object.type`"),
+            ("object", {"id": 1.5, "type": "CLIENT"}, "Expected `int | str`, got `float` - at `$.object.id`"),
+            ("object", None, "Expected `object`, got `null` - at `$.object`"),
+            ("context", GOOD["context"], "Object missing required field `not_after` - at `$.context`"),
+            ("context", GOOD["context"] | {"not_after": 2**63}, "Expected `int` <= 9223372036854775807"),
+            ("context", {"at": 1650549837170, "not_after": 4_000_000_000_000}, "Object missing required field `source` - at `$.context`"),
+            ("event", {}, "it has no `event.id`"),
+        ],
+    )  # fmt: skip
+    def test_it_has_failed_with_its_place_and_holds_nobody_back(
+        self,
+        make_store: MakeStore,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        part: str,
+        change: Any,
+        reason: str,
+    ) -> None:
+        (tmp_path / "mailer.py").write_text(MAILER)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setitem(sys.modules, "mailer", None)
+        del sys.modules["mailer"]
+        store = make_store(processors=("mailer",))
+        save_contacts(store.database, [ANN])
+        good = GOOD | {"context": GOOD["context"] | {"not_after": now() + MINUTE}}
+        bad = good | {"event": {"id": "mailer/bad"}} | {part: change}
+        context = {"at": now() - MINUTE}
+        append_events(
+            store, "events", [{"subject": {"id": 1}, "verb": "X", "object": o, "context": context} for o in (bad, good)]
+        )
+        run = run_of(store)
+        process_to_end(run, "mailer", None)
+        deliver_to_end(run)
+        [(state, why), sent] = outcomes(store)
+        assert (state, sent) == ("FAILED", ("SENT", ""))
+        assert why.startswith(f"no mail, see own-mails:0:0: {reason}")
+        assert run.notes == [
+            "1 EMAIL events of log own-mails can never be sent; `afterlog deliveries list --state FAILED` says why"
+        ]
+        assert deliver(store).taken_in == 0
+        assert len(outcomes(store)) == 2
+
+
 class TestTwoRuns:
     def test_two_runs_at_once_send_every_mail_once(self, make_store: MakeStore) -> None:
         with SmtpServer() as server:

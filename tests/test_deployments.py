@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import signal
 import subprocess
@@ -112,16 +113,20 @@ def test_a_runner_and_a_worker_register_the_same_and_do_the_same(other_server: s
     assert list(elsewhere.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("process", ()), ("react", ()), ("archive", ()), ("replay", ()), ("why", ("events:0:0",)),
+        ("brake", ("pause", "wrong template")), ("quarantine", ("events:0:0",)),
+    ],
+)  # fmt: skip
 def test_a_worker_whose_home_is_relative_is_told_so_and_makes_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows.running import open_run
-
+    module = importlib.import_module(f"flows.{name}")
+    flow = getattr(module, "quarantine_retry" if name == "quarantine" else name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "a deployment's")
-    with (
-        pytest.raises(UsageError, match=r"HOME is relative.*Set AFTERLOG_HOME to an absolute path"),
-        open_run("process"),
-    ):
-        pass
+    with pytest.raises(UsageError, match=r"HOME is relative.*Set AFTERLOG_HOME to an absolute path"):
+        flow.fn(*arguments)
     assert list(tmp_path.iterdir()) == []

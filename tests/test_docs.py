@@ -13,6 +13,7 @@ import pytest
 
 from storage.errors import UsageError
 from storage.settings import Settings, load_settings
+from tasks.alerts import KINDS
 from tasks.topology import build_topology
 from tests.conftest import ROOT, afterlog
 
@@ -104,6 +105,15 @@ def test_the_test_of_the_docs_passes_and_fails_where_the_processor_is_wrong(own:
     [
         (('"vip", "events"', '"derive", "events"'), "a second processor called 'derive'"),
         (('"vip", "events"', '"deliver", "events"'), "a second processor called 'deliver'"),
+        (('"vip", "events"', '"promotion", "events"'), "the name 'promotion' is taken"),
+        (('"vip", "events"', '"archive", "events"'), "the name 'archive' is taken"),
+        (('"vip", "events"', '"alerts", "events"'), "the name 'alerts' is taken"),
+        (('"vip", "events"', '"replay-12", "events"'), "the name 'replay-12' is taken"),
+        (
+            ('"vip", "events"', '"../vip", "events"'),
+            "no name for a processor; found '../vip', expected lower-case letters",
+        ),
+        (('"vip", "events"', '"", "events"'), "no name for a processor; found ''"),
         (('"vips"', '"baskets"'), "the log baskets is written already"),
         (('"vips"', '"events"'), "the log events is written already"),
         (('"vips"', '"clock"'), "the log clock is written already"),
@@ -119,6 +129,14 @@ def test_a_processor_that_takes_what_is_another_s_is_refused(
     with pytest.raises(UsageError, match=sentence):
         build_topology(load_settings(processors=("vip",)))
     sys.modules.pop("vip", None)
+
+
+def test_every_alert_is_in_the_table_of_alerts() -> None:
+    table = (ROOT / "docs" / "operating.md").read_text().partition("| alert |")[2].partition("\n\n")[0]
+    told = {line.split("|")[1].strip() for line in table.splitlines()[2:]}
+    assert set(KINDS.values()) <= told
+    named = set(re.findall(r"\b[A-Z][A-Z_]{3,}\b", table)) - {"UNKNOWN"}
+    assert named <= {name.upper() for name in Settings.model_fields}
 
 
 def test_the_settings_of_the_docs_are_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from deployments import cli
-from deployments.console import show_table
+from deployments.console import say, show_table
 from storage.contacts import Entry, save_contacts
 from storage.times import now
 from tests.conftest import ROOT, afterlog, log_bytes
@@ -211,6 +211,12 @@ def test_on_a_terminal_a_name_neither_steers_it_nor_is_markup() -> None:
     os.close(master)
     assert "[/b] [red]x" in shown
     assert "\\x1b]0;title\\x07a\\nb\\u202e\\ud800" in shown
+
+
+def test_what_is_said_steers_no_terminal_either(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    say("two\nlines, \x1b]0;title\x07a\r\x9b31m\u202e\ud800ü")
+    shown = capfdbinary.readouterr()
+    assert (shown.out, shown.err.decode()) == (b"", "two\nlines, \\x1b]0;title\\x07a\\r\\x9b31m\\u202e\\ud800ü\n")
 
 
 MEASURED = """

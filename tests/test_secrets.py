@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from storage.contacts import Entry, save_contacts
 from storage.times import now
-from tests.conftest import afterlog
+from tests.conftest import ROOT, afterlog
 from tests.helpers import open_store
 from tests.smtp_server import SmtpServer
 
@@ -119,3 +122,40 @@ def test_a_wrong_settings_file_is_told_without_what_it_says(tmp_path: Path, toml
     assert done.returncode == 2
     assert b"Correct it" in done.stderr
     assert MARK not in done.stdout + done.stderr
+
+
+PROFILES = """
+active = "ours"
+[profiles.ours]
+PREFECT_API_URL = "http://127.0.0.1:9/api"
+PREFECT_API_KEY = "pnu_key"
+PREFECT_API_AUTH_STRING = "ann:secret"
+"""
+ASKED = """
+from deployments.server import use_prefect
+from storage.settings import load_settings
+use_prefect(load_settings())
+from prefect.settings import get_current_settings
+api = get_current_settings().api
+print(api.url, *(secret and secret.get_secret_value() for secret in (api.key, api.auth_string)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("own", "used"),
+    [
+        ({}, "http://127.0.0.1:9/api pnu_key ann:secret"),
+        ({"PREFECT_API_KEY": "another"}, "http://127.0.0.1:9/api another ann:secret"),
+        ({"PREFECT_SERVER_API_AUTH_STRING": "ours:own"}, "http://127.0.0.1:9/api pnu_key ann:secret"),
+        ({"PREFECT_API_URL": "http://127.0.0.1:7/api"}, "http://127.0.0.1:7/api None None"),
+    ],
+)
+def test_key_and_password_of_a_person_s_profile_go_with_its_server_and_with_no_other(
+    tmp_path: Path, own: dict[str, str], used: str
+) -> None:
+    (tmp_path / ".prefect").mkdir()
+    (tmp_path / ".prefect" / "profiles.toml").write_text(PROFILES)
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "AFTERLOG_"))}
+    env |= {"HOME": str(tmp_path), "AFTERLOG_HOME": str(tmp_path / "home"), **own}
+    done = subprocess.run([sys.executable, "-c", ASKED], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == used, done.stderr
