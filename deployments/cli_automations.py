@@ -8,7 +8,7 @@ import os
 from cyclopts import App
 
 from deployments.console import say
-from deployments.server import environment, find_server
+from deployments.server import client_environment, find_server
 from storage.errors import AfterlogError
 from storage.settings import load_settings
 from storage.store import Store
@@ -27,7 +27,7 @@ def apply() -> None:
     url = find_server(settings)
     if url is None:
         raise AfterlogError("no Prefect server is set or found", do="Start `afterlog up`, or set PREFECT_API_URL")
-    os.environ.update({**environment(settings), "PREFECT_API_URL": url})
+    os.environ.update(client_environment(settings, url))
     from deployments.automations import apply_automations  # after the environment: Prefect reads it at import
 
     for line in asyncio.run(apply_automations(settings)) or ["nothing to change"]:

@@ -103,7 +103,8 @@ class Deliverer:
         taken, intake = self._intake.round(), self._intake
         self.summary.taken_in += intake.taken_in
         self.summary.states[UNKNOWN] += intake.unknown
-        intake.taken_in = intake.unknown = 0
+        self.summary.states[FAILED] += intake.failed
+        intake.taken_in = intake.unknown = intake.failed = 0
         self._rows_may_be_old |= taken
         return taken
 

@@ -114,6 +114,8 @@ class Intake:
         """How many mails were queued."""
         self.unknown = 0
         """How many of them may have been sent before, and wait for a person."""
+        self.failed = 0
+        """How many of them can never be sent."""
 
     def close(self) -> None:
         """Close every file."""
@@ -168,6 +170,7 @@ class Intake:
         with self._run.store.database.read() as connection:
             mails = [Mail(**row) for row in connection.execute(_FOR_NOBODY).mappings() if row["event_id"] in unusable]
         self._outbox.settle([Result(mail, FAILED, unusable[mail.event_id]) for mail in mails])
+        self.failed += len(mails)
         if mails:
             self._run.notes.append(
                 f"{len(mails)} EMAIL events of log {log} can never be sent; `afterlog deliveries list --state FAILED` says why"
