@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import storage.append
 from storage.backup import make_backup
 from storage.clock import Clock
 from storage.commit import Pending, Target, commit, load_position
@@ -75,6 +76,40 @@ class TestSource:
         reader.sync(reader.end())
         reader.close()
         assert synced == [str(segment), str(directory), str(segment)]
+
+
+class TestProducer:
+    def test_an_append_is_durable_also_where_a_shorter_copy_has_taken_the_place_of_the_file(
+        self, store: Store, synced: list[str]
+    ) -> None:
+        for number in range(20):
+            append_lines(store, "events", [tax(number)])
+        segment = next(store.directory("events", 0).glob("*.jsonl"))
+        copy = segment.with_suffix(".copy")
+        copy.write_bytes(segment.read_bytes()[: 3 * (len(tax(0)) + 1)])
+        copy.rename(segment)
+        synced.clear()
+        append_lines(store, "events", [tax(99)])
+        assert tax(99) in segment.read_bytes()
+        assert str(segment) in synced
+
+    def test_who_waits_for_an_fsync_gets_one_of_the_file_that_he_wrote_to(
+        self, store: Store, synced: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Another thread has gone on in a file that somebody with a shell has made."""
+        append_lines(store, "events", [tax(1)])
+        first = next(store.directory("events", 0).glob("*.jsonl"))
+
+        def go_on(step: str) -> None:
+            if step == "append-written" and len(list(first.parent.glob("*.jsonl"))) == 1:
+                first.with_name(f"{first.stat().st_size:020d}.jsonl").touch()
+                append_lines(store, "events", [tax(3)])
+                synced.clear()
+
+        monkeypatch.setattr(storage.append, "reached", go_on)
+        append_lines(store, "events", [tax(2)])
+        assert log_bytes(store.home, "events").splitlines() == [tax(1), tax(2), tax(3)]
+        assert synced == [str(first)]
 
 
 class TestBackup:
