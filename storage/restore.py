@@ -17,9 +17,11 @@ import orjson
 import sqlalchemy as sa
 
 from storage import postgresql
+from storage.append import LOCK
 from storage.backup import FILE, LABEL, close_file, copy_file, copy_rows
 from storage.database import Database
 from storage.errors import AfterlogError, UsageError
+from storage.locks import locked
 from storage.mails import CLAIMED, FAILED, MAY_HAVE_BEEN_SENT, SENT, SUPPRESSED, UNKNOWN, WAITING
 from storage.manifest import ARCHIVED, MANIFEST, archived_end, note_archived, with_archived
 from storage.segment import check_contiguous, file_end, fsync_directory, list_segments, make_directory
@@ -60,21 +62,23 @@ def read_label(folder: Path) -> dict[str, Any]:
 def restore_logs(store: Store, folder: Path) -> list[str]:
     """Put back what HOME's logs lack; gives the partitions that were put back. What HOME has more of stays.
 
+    A producer that appends meanwhile waits while its partition is put back.
+
     Raises:
-        AfterlogError: a log in HOME and its copy differ where both have bytes; nothing was changed.
+        AfterlogError: a log in HOME and its copy differ where both have bytes. Nothing was changed, unless a producer made
+            that difference just now: then partitions before this one were put back.
     """
     wanted: dict[str, list[tuple[Path, Path]]] = {}
     for source in sorted([*(folder / "logs").glob("*/*/*.jsonl"), *(folder / "logs").glob(f"*/*/{MANIFEST}")]):
         target = store.home / source.relative_to(folder)
-        if _is_longer(source, target) if target.exists() else not _is_archived(target):
+        if _is_lacking(source, target):
             wanted.setdefault(f"{source.parent.parent.name}/{source.parent.name}", []).append((source, target))
     for pairs in wanted.values():
-        for source, target in pairs:
-            make_directory(target.parent)
-            draft = target.with_suffix(".restoring")
-            copy_file(source, draft, source.stat().st_size)
-            draft.rename(target)
-            fsync_directory(target.parent)
+        make_directory(pairs[0][1].parent)
+        with locked(pairs[0][1].parent / LOCK):
+            # All of it is compared again, before any of it is changed: what was appended since must not be lost.
+            for source, target in [pair for pair in pairs if _is_lacking(*pair)]:
+                _put_back(source, target)
     for source in sorted((folder / "logs").glob(f"*/*/{ARCHIVED}")):
         target = (store.home / source.relative_to(folder)).parent
         if archived_end(source.parent) > archived_end(target):
@@ -150,6 +154,17 @@ def _ends(store: Store, derived: set[str]) -> dict[str, int]:
     }
 
 
+def _is_lacking(source: Path, target: Path) -> bool:
+    return _is_longer(source, target) if target.exists() else not _is_archived(target)
+
+
+def _put_back(source: Path, target: Path) -> None:
+    draft = target.with_suffix(".restoring")
+    copy_file(source, draft, source.stat().st_size)
+    draft.rename(target)
+    fsync_directory(target.parent)
+
+
 def _is_archived(path: Path) -> bool:
     """Whether a segment's file is not here because the archive has it."""
     return path.stem.isdigit() and int(path.stem) < archived_end(path.parent)
@@ -171,7 +186,7 @@ def _is_longer(source: Path, target: Path) -> bool:
                     "the log in HOME is another one than the backup's: they differ",
                     where=str(target),
                     found=f"other bytes from {at} on, or within {_PIECE} after it",
-                    do="Restore into a new HOME, or move this log away if it is damaged; nothing was changed",
+                    do="Restore into a new HOME, or move this log away if it is damaged; it was not changed",
                 )
             if shared < _PIECE:
                 return len(a) > len(b)

@@ -18,11 +18,13 @@ import sqlalchemy as sa
 
 import storage.restore
 from deployments import cli_backup
+from storage.backup import copy_file
 from storage.contacts import Entry, list_contacts, save_contacts
 from storage.door import append_lines
 from storage.errors import AfterlogError, UsageError
 from storage.locks import RunLock
 from storage.restore import last_restored, mark_restored
+from storage.segment import make_directory
 from storage.store import Store
 from storage.tables import Delivery
 from storage.times import now
@@ -329,6 +331,42 @@ class TestWhole:
         again = make_store()
         assert process(again)[1] == {}
         assert (derived(again), log_bytes(store.home, "events")) == whole
+
+    def test_what_a_producer_appends_meanwhile_is_not_lost(
+        self, make_store: MakeStore, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole, short = make_store("whole"), make_store("short")
+        append_lines(whole, "events", [tax(n) for n in range(20)])
+        append_lines(short, "events", [tax(n) for n in range(5)])
+        command(cli_backup.backup, whole.home, tmp_path / "backup")
+        producer = threading.Thread(target=append_lines, args=(short, "events", [tax(99)]))
+
+        def copy(*arguments: Any) -> None:
+            copy_file(*arguments)
+            if "events" in arguments[1].parts:
+                producer.start()
+                producer.join(0.5)
+
+        monkeypatch.setattr(storage.restore, "copy_file", copy)
+        command(cli_backup.restore, short.home, tmp_path / "backup")
+        producer.join()
+        assert log_bytes(short.home, "events").splitlines() == [*map(tax, range(20)), tax(99)]
+
+    def test_what_a_producer_has_appended_since_the_logs_were_compared_stops_it(
+        self, make_store: MakeStore, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole, short = make_store("whole"), make_store("short")
+        append_lines(whole, "events", [tax(n) for n in range(20)])
+        command(cli_backup.backup, whole.home, tmp_path / "backup")
+
+        def make(directory: Path) -> None:
+            make_directory(directory)
+            append_lines(short, "events", [tax(99)])
+
+        monkeypatch.setattr(storage.restore, "make_directory", make)
+        with pytest.raises(AfterlogError, match="they differ"):
+            command(cli_backup.restore, short.home, tmp_path / "backup")
+        assert log_bytes(short.home, "events").splitlines() == [tax(99)]
 
 
 @pytest.mark.only("sqlite")
