@@ -31,6 +31,8 @@ from storage.tables import Restored as RestoredRow
 from storage.times import now
 
 _PIECE = 1 << 20
+_PATIENCE = 5.0
+"""How many seconds whoever reads the database may take, before a restore gives up."""
 _LAST = sa.text("SELECT at, ends FROM restored ORDER BY at DESC LIMIT 1")
 
 
@@ -194,14 +196,13 @@ def _is_longer(source: Path, target: Path) -> bool:
 
 
 def _swap_files(draft: Path, live: Path) -> None:
-    """Put one SQLite file in another's place; the other one is kept beside it, as it was."""
+    """Put one SQLite file in another's place; the other one is kept beside it, as it was.
+
+    Raises:
+        AfterlogError: somebody is reading or writing it; it was not changed.
+    """
     if live.exists():
-        try:
-            old = sqlite3.connect(live)
-            old.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            old.close()
-        except sqlite3.DatabaseError:
-            pass  # a damaged one is what a restore is for
+        _make_whole(live)
         kept = live.with_name(live.name + ".replaced")
         kept.unlink(missing_ok=True)
         os.link(live, kept)
@@ -209,3 +210,20 @@ def _swap_files(draft: Path, live: Path) -> None:
         live.with_name(live.name + suffix).unlink(missing_ok=True)
     shutil.move(draft, live) if draft.stat().st_dev != live.parent.stat().st_dev else draft.replace(live)
     fsync_directory(live.parent)
+
+
+def _make_whole(live: Path) -> None:
+    """Have all of a database in its one file, unless it is damaged: that is what a restore is for."""
+    old = sqlite3.connect(live, timeout=_PATIENCE)
+    try:
+        row = old.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        busy = row is not None and row[0]
+    except sqlite3.DatabaseError as error:
+        busy = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    finally:
+        old.close()
+    if busy:
+        raise AfterlogError(
+            "somebody is at work on the database, which cannot be replaced meanwhile", where=str(live),
+            do="End whatever has it open, and restore again: the database was not changed",
+        )  # fmt: skip

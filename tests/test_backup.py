@@ -332,6 +332,32 @@ class TestWhole:
         assert process(again)[1] == {}
         assert (derived(again), log_bytes(store.home, "events")) == whole
 
+    @pytest.mark.only("sqlite")
+    def test_the_database_that_is_replaced_is_kept_whole(
+        self, make_store: MakeStore, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = make_store()
+        save_contacts(store.database, [ANN])
+        command(cli_backup.backup, store.home, tmp_path / "backup")
+        live = store.home / "afterlog.db"
+        reader = sqlite3.connect(live, isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM contact").fetchone()
+        save_contacts(store.database, [Entry("CUSTOMER", str(n), "kim@example.com", False) for n in range(50)])
+        close(store)
+        monkeypatch.setattr(storage.restore, "_PATIENCE", 0.1)
+        with pytest.raises(AfterlogError, match="somebody is at work on the database"):
+            command(cli_backup.restore, store.home, tmp_path / "backup")
+        assert len(list_contacts(store.database)) == 51
+        close(store)
+        reader.close()
+        command(cli_backup.restore, store.home, tmp_path / "backup")
+        assert list_contacts(make_store().database) == [ANN]
+        kept = sqlite3.connect(live.with_name("afterlog.db.replaced"))
+        assert kept.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert kept.execute("SELECT count(*) FROM contact").fetchone() == (51,)
+        kept.close()
+
     def test_what_a_producer_appends_meanwhile_is_not_lost(
         self, make_store: MakeStore, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
