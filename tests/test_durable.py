@@ -18,6 +18,7 @@ from storage.door import append_lines
 from storage.errors import ConflictError
 from storage.locks import RunLock
 from storage.mails import SENT, Mail, Result, outcome_line
+from storage.manifest import archived_end, note_archived, read_manifest, seal
 from storage.outbox import Outbox
 from storage.segment import create_segment, make_directory
 from storage.store import Store
@@ -138,6 +139,45 @@ class TestBackup:
         make_backup(store, {"reactions"}, tmp_path / "backup")
         copy = tmp_path / "backup" / "logs" / "events" / "0" / "manifest"
         assert synced.index(str(chain)) < synced.index(str(copy))
+
+
+class TestChain:
+    def test_a_short_write_of_an_entry_is_gone_on_with(
+        self, make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = make_store(segment_bytes=200)
+        with monkeypatch.context() as patched:
+            patched.setattr(storage.append, "seal_if_possible", lambda _: None)
+            for number in range(8):
+                append_lines(store, "events", [tax(number)])
+        real = os.pwrite
+        directory = store.directory("events", 0)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pwrite", lambda handle, data, at: real(handle, data[:9], at))
+            sealed = seal(directory)
+            note_archived(directory, 12345)
+        assert sealed == len(read_manifest(directory)) > 1
+        assert archived_end(directory) == 12345
+
+    def test_an_entry_that_the_disk_has_no_space_for_is_written_once_there_is(
+        self, make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = make_store(segment_bytes=200)
+        with monkeypatch.context() as patched:
+            patched.setattr(storage.append, "seal_if_possible", lambda _: None)
+            for number in range(8):
+                append_lines(store, "events", [tax(number)])
+        real, directory = os.pwrite, store.directory("events", 0)
+
+        def nearly_full(handle: int, data: bytes, at: int) -> int:
+            return real(handle, data[:150], at) if data.startswith(b"{") else full_disk()
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pwrite", nearly_full)
+            with pytest.raises(OSError, match="No space left"):
+                seal(directory)
+        assert read_manifest(directory) == []
+        assert seal(directory) == len(read_manifest(directory)) > 1
 
 
 class TestRunLock:
