@@ -15,7 +15,7 @@ from cyclopts import Parameter
 from deployments.console import say
 from storage.batches import BatchCache
 from storage.door import append_lines
-from storage.errors import AppendError, UsageError
+from storage.errors import AfterlogError, AppendError, UsageError
 from storage.look import Look
 from storage.manifest import place_before
 from storage.settings import load_settings
@@ -41,16 +41,22 @@ def append(log: str, file: Annotated[str, Parameter(allow_leading_hyphen=True)] 
     if check_log_name(log) in build_topology(settings).reserved_logs():
         raise UsageError(f"{log} is written by Afterlog itself", do="Append to a raw log, such as events")
     store = Store(settings)
-    count = refused = 0
+    count = tried = refused = 0
     with _open(file) as source:
-        for lines in _chunks(source):
-            result = _append(store, log, lines, count)
-            refused += len(result)
-            for index in result[:5]:
-                say(
-                    f"line {count + index + 1} is refused: its event.inserted_at lies ahead of now; it is in the log refused"
-                )
-            count += len(lines)
+        try:
+            for lines in _chunks(source):
+                tried = count + len(lines)
+                result = _append(store, log, lines, count)
+                before, count = count, tried
+                refused += len(result)
+                for index in result[:5]:
+                    say(
+                        f"line {before + index + 1} is refused: its event.inserted_at lies ahead of now; it is in the log refused"
+                    )
+        except KeyboardInterrupt:
+            doubt = "" if tried == count else f"; lines {count + 1} to {tried} may be, which the log's end tells"
+            say(f"interrupted: {count} lines are in{doubt}")
+            raise
     say(f"{count - refused} lines appended to {log}" + (f", {refused} refused" if refused else ""))
 
 
@@ -176,6 +182,12 @@ def _append(store: Store, log: str, lines: list[bytes], before: int) -> list[int
         else:
             numbers = ", ".join(str(before + index + 1) for index in error.missing)
             say(f"of the lines up to {before + len(lines)}, these are not in: {numbers}")
+        raise
+    except AfterlogError as error:
+        if isinstance(error.__cause__, AppendError):  # it failed after all of these were in
+            say(f"{before + len(lines)} lines are in; go on from line {before + len(lines) + 1}")
+        elif before:
+            say(f"{before} lines are in")
         raise
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
 
-from storage.errors import AfterlogError, AppendError
+from storage.errors import AppendError
 from storage.locks import locked
 from storage.manifest import read_manifest, seal_if_possible
 from storage.segment import create_segment, fsync_directory, is_full, list_segments, make_directory
@@ -57,7 +57,8 @@ class PartitionWriter:
         how many lines it gives.
 
         Raises:
-            AppendError: the write failed half way; it names the offsets that are in.
+            AppendError: the write or the fsync failed; it names the offsets that are in, which after a failed fsync the
+                machine's power may still take.
         """
         with self._write_lock, locked(self.directory / LOCK) as lock:
             given = lines
@@ -71,7 +72,13 @@ class PartitionWriter:
             tail.written = end if failure is None else start
             rolled, self._rolled = self._rolled, False
         reached("append-written")
-        self._sync(tail, end)
+        try:
+            self._sync(tail, end)
+        except OSError as error:
+            raise AppendError(
+                f"cannot make the last lines durable, which the machine's power may take: {error.strerror}", where=str(tail.path),
+                offsets=offsets if failure is None else failure.offsets, missing=[] if failure is None else failure.missing,
+            ) from error  # fmt: skip
         reached("append-synced")
         if rolled:
             seal_if_possible(self.directory)  # by who has sealed it, once its lines are in; nobody else waits for that
@@ -139,14 +146,7 @@ class PartitionWriter:
             if tail.synced >= end:
                 return
             written = tail.written
-            try:
-                os.fsync(tail.handle)
-            except OSError as error:
-                raise AfterlogError(
-                    f"cannot make the last lines durable: {error.strerror}",
-                    where=str(tail.path),
-                    do="They are in the log, and may be lost with the machine's power: check the disk",
-                ) from error
+            os.fsync(tail.handle)
             tail.synced = max(tail.synced, written)
 
 

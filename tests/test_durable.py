@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -14,8 +14,8 @@ from storage.backup import make_backup
 from storage.clock import Clock
 from storage.commit import Pending, Target, commit, load_position
 from storage.derived import DerivedWriter
-from storage.door import append_lines
-from storage.errors import ConflictError
+from storage.door import _partition, append_lines
+from storage.errors import AfterlogError, AppendError, ConflictError
 from storage.locks import RunLock
 from storage.mails import SENT, Mail, Result, outcome_line
 from storage.manifest import archived_end, note_archived, read_manifest, seal
@@ -111,6 +111,60 @@ class TestProducer:
         append_lines(store, "events", [tax(2)])
         assert log_bytes(store.home, "events").splitlines() == [tax(1), tax(2), tax(3)]
         assert synced == [str(first)]
+
+
+class TestFailedProducer:
+    """Whatever fails, the error says what is in: all the rest may be appended again, and nothing else."""
+
+    LINES: ClassVar = [b'{"subject": {"id": %d}, "verb": "X", "context": {"at": 1}}' % number for number in range(10)]
+
+    def _rest(self, store: Store, monkeypatch: pytest.MonkeyPatch, *, fails: str) -> list[int]:
+        """What is missing where the second partition's `write`, or the first one's `fsync`, fails."""
+        first, second = dict.fromkeys(_partition(line, 2) for line in self.LINES)
+        real, failing = getattr(os, fails), f"/{second if fails == 'write' else first}/"
+
+        def call(handle: int, *data: bytes) -> Any:
+            path = os.readlink(f"/proc/self/fd/{handle}")  # noqa: PTH115  # a link of the kernel's
+            return full_disk() if failing in path and path.endswith(".jsonl") else real(handle, *data)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, fails, call)
+            with pytest.raises(AppendError) as raised:
+                append_lines(store, "events", self.LINES)
+        missing = raised.value.missing
+        there = [index for index in range(10) if index not in missing]
+        assert there == [index for index in range(10) if _partition(self.LINES[index], 2) == first]
+        for index, offset in zip(there, raised.value.offsets, strict=True):
+            assert store.reader("events", first).line(offset) == self.LINES[index]
+        assert f"{len(there)} lines are in; append the rest again, nothing else" in str(raised.value)
+        return missing
+
+    @pytest.mark.parametrize("fails", ["write", "fsync"])
+    def test_with_several_partitions(
+        self, make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch, fails: str
+    ) -> None:
+        store = make_store(partitions=2)
+        append_lines(store, "events", [self.LINES[i] for i in self._rest(store, monkeypatch, fails=fails)])
+        files = [path.read_bytes() for path in (store.home / "logs" / "events").glob("*/*.jsonl")]
+        assert sorted(b"".join(files).splitlines()) == self.LINES
+
+    def test_where_all_are_in_none_is_missing(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        append_lines(store, "events", [tax(1)])
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", full_disk)
+            with pytest.raises(AfterlogError, match="All 2 lines are in") as raised:
+                append_lines(store, "events", [tax(2), tax(3)])
+        assert not isinstance(raised.value, AppendError)
+        assert log_bytes(store.home, "events").splitlines() == [tax(1), tax(2), tax(3)]
+
+    def test_where_a_partition_cannot_be_made(self, make_store: Callable[..., Store]) -> None:
+        store = make_store(partitions=2)
+        first, second = dict.fromkeys(_partition(line, 2) for line in self.LINES)
+        store.directory("events", 0).parent.mkdir()
+        store.directory("events", second).touch()
+        with pytest.raises(AppendError, match="cannot write: ") as raised:
+            append_lines(store, "events", self.LINES)
+        assert raised.value.missing == [i for i in range(10) if _partition(self.LINES[i], 2) != first]
 
 
 class TestBackup:
