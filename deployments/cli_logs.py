@@ -18,6 +18,7 @@ from storage.door import append_lines
 from storage.errors import AfterlogError, AppendError, UsageError
 from storage.look import Look
 from storage.manifest import place_before
+from storage.reader import PartitionReader
 from storage.settings import load_settings
 from storage.store import DELIVERIES, Store, check_log_name
 from storage.times import parse_time
@@ -136,40 +137,43 @@ class _Reading:
                 found=repr(text),
                 expected="digits, or RFC 3339 such as 2026-01-31T12:00:00Z",
             )
-        reader = self._store.reader(self._log, partition, self._generation)
-        cache = BatchCache(1 << 20, 1 << 40, kept=1)
-        offset, clock = place_before(reader.directory, millis)
-        while batch := cache.get(reader, self._log, partition, offset, self._end(partition), clock):
-            for event in batch.events:
-                if event.clock >= millis:
-                    return event.offset
-            offset, clock = batch.end, batch.clock
+        with self._reader(partition) as reader:
+            cache = BatchCache(1 << 20, 1 << 40, kept=1)
+            offset, clock = place_before(reader.directory, millis)
+            while batch := cache.get(reader, self._log, partition, offset, self._end(partition), clock):
+                for event in batch.events:
+                    if event.clock >= millis:
+                        return event.offset
+                offset, clock = batch.end, batch.clock
         return offset
 
     def write(self, partition: int, start: int, stop: int | None) -> int:
         """Write the lines from `start` to standard output; gives where to go on."""
         end = self._end(partition)
         stop = end if stop is None else min(stop, end)
-        reader = self._store.reader(self._log, partition, self._generation)
-        for place in (start, stop):
-            if 0 < place <= end and reader.line_start(place) != place:
-                raise UsageError(
-                    "not the start of a line",
-                    where=f"{self._log}:{partition}:{place}",
-                    do=f"The line there starts at {reader.line_start(place)}",
-                )
-        while start < stop:
-            for piece in reader.raw(start, stop):
-                sys.stdout.buffer.write(piece)
-                start += len(piece)
-        sys.stdout.buffer.flush()
-        reader.close()
+        with self._reader(partition) as reader:
+            for place in (start, stop):
+                if 0 < place <= end and reader.line_start(place) != place:
+                    raise UsageError(
+                        "not the start of a line",
+                        where=f"{self._log}:{partition}:{place}",
+                        do=f"The line there starts at {reader.line_start(place)}",
+                    )
+            while start < stop:
+                for piece in reader.raw(start, stop):
+                    sys.stdout.buffer.write(piece)
+                    start += len(piece)
+            sys.stdout.buffer.flush()
         return start
 
     def _end(self, partition: int) -> int:
         if self.derived:
             return self._look.committed_end(self._log, partition, self._generation)
-        return self._store.reader(self._log, partition, self._generation).end()
+        with self._reader(partition) as reader:
+            return reader.end()
+
+    def _reader(self, partition: int) -> PartitionReader:
+        return self._store.reader(self._log, partition, self._generation)
 
 
 def _append(store: Store, log: str, lines: list[bytes], before: int) -> list[int]:

@@ -445,6 +445,19 @@ class TestRealProcesses:
                 assert process.returncode in (0, 130)
         assert b"".join(lines) == log_bytes(home, "reactions")
 
+    def test_follow_opens_no_more_files_the_longer_it_goes_on(self, home: Path, make_store: Any) -> None:
+        store: Store = make_store()
+        append_lines(store, "events", [tax(0)])
+        with started(home, "read", "events", "--follow") as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == tax(0) + b"\n"
+            count = []
+            for number in range(1, 21):
+                append_lines(store, "events", [tax(number)])
+                assert process.stdout.readline() == tax(number) + b"\n"
+                count.append(len(os.listdir(f"/proc/{process.pid}/fd")))
+        assert max(count) < count[0] + 5
+
     @pytest.mark.parametrize("arguments", [["read", "events"], ["status"]])
     def test_a_reader_that_has_gone_is_no_news(self, make_store: Any, home: Path, arguments: list[str]) -> None:
         store: Store = make_store()
