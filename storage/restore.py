@@ -94,9 +94,9 @@ def restore_logs(store: Store, folder: Path) -> list[str]:
 def restore_database(store: Store, folder: Path, derived: set[str]) -> int:
     """Replace the database by the backup's, marked as restored, in one step; gives how many mails are in doubt."""
     draft = store.home / ".restoring.db"
-    copy_file(folder / FILE, draft, 1 << 62)
     fresh = Database(f"sqlite:///{draft}", store.home)
     try:
+        copy_file(folder / FILE, draft, 1 << 62)
         doubtful = mark_restored(fresh, store, derived)  # it is migrated on the way
         url = postgresql.database_url(store.settings.resolved_database_url)
         if url.get_backend_name() == "sqlite":
@@ -162,8 +162,11 @@ def _is_lacking(source: Path, target: Path) -> bool:
 
 def _put_back(source: Path, target: Path) -> None:
     draft = target.with_suffix(".restoring")
-    copy_file(source, draft, source.stat().st_size)
-    draft.rename(target)
+    try:
+        copy_file(source, draft, source.stat().st_size)
+        draft.rename(target)
+    finally:
+        draft.unlink(missing_ok=True)
     fsync_directory(target.parent)
 
 
