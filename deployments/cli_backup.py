@@ -9,7 +9,7 @@ from pathlib import Path
 
 from deployments.console import say, show_table
 from storage.away import bytes_away, objects_missing
-from storage.backup import ARCHIVE_LOCK, make_backup
+from storage.backup import ARCHIVE_LOCK, make_backup, told
 from storage.errors import UsageError
 from storage.locks import RunLock
 from storage.restore import mark_restored, read_label, restore_database, restore_logs
@@ -52,9 +52,10 @@ def restore(folder: Path | None = None) -> None:
         if folder is None or label is None:
             doubtful = mark_restored(store.database, store, topology.derived_logs())
         else:
-            for name in restore_logs(store, folder):
-                say(f"{name} was put back")
-            doubtful = restore_database(store, folder, topology.derived_logs())
+            with told("the restore failed", folder, "Nothing is lost: make space, say, and restore again"):
+                for name in restore_logs(store, folder):
+                    say(f"{name} was put back")
+                doubtful = restore_database(store, folder, topology.derived_logs())
             say(f"the database is that of {show(label['at'])}")
         missing = objects_missing(store)
     for sentence in missing[:_SHOWN]:

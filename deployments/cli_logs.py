@@ -15,9 +15,10 @@ from cyclopts import Parameter
 from deployments.console import say
 from storage.batches import BatchCache
 from storage.door import append_lines
-from storage.errors import AppendError, UsageError
+from storage.errors import AfterlogError, AppendError, UsageError
 from storage.look import Look
 from storage.manifest import place_before
+from storage.reader import PartitionReader
 from storage.settings import load_settings
 from storage.store import DELIVERIES, Store, check_log_name
 from storage.times import parse_time
@@ -41,16 +42,22 @@ def append(log: str, file: Annotated[str, Parameter(allow_leading_hyphen=True)] 
     if check_log_name(log) in build_topology(settings).reserved_logs():
         raise UsageError(f"{log} is written by Afterlog itself", do="Append to a raw log, such as events")
     store = Store(settings)
-    count = refused = 0
+    count = tried = refused = 0
     with _open(file) as source:
-        for lines in _chunks(source):
-            result = _append(store, log, lines, count)
-            refused += len(result)
-            for index in result[:5]:
-                say(
-                    f"line {count + index + 1} is refused: its event.inserted_at lies ahead of now; it is in the log refused"
-                )
-            count += len(lines)
+        try:
+            for lines in _chunks(source):
+                tried = count + len(lines)
+                result = _append(store, log, lines, count)
+                before, count = count, tried
+                refused += len(result)
+                for index in result[:5]:
+                    say(
+                        f"line {before + index + 1} is refused: its event.inserted_at lies ahead of now; it is in the log refused"
+                    )
+        except KeyboardInterrupt:
+            doubt = "" if tried == count else f"; lines {count + 1} to {tried} may be, which the log's end tells"
+            say(f"interrupted: {count} lines are in{doubt}")
+            raise
     say(f"{count - refused} lines appended to {log}" + (f", {refused} refused" if refused else ""))
 
 
@@ -130,40 +137,43 @@ class _Reading:
                 found=repr(text),
                 expected="digits, or RFC 3339 such as 2026-01-31T12:00:00Z",
             )
-        reader = self._store.reader(self._log, partition, self._generation)
-        cache = BatchCache(1 << 20, 1 << 40, kept=1)
-        offset, clock = place_before(reader.directory, millis)
-        while batch := cache.get(reader, self._log, partition, offset, self._end(partition), clock):
-            for event in batch.events:
-                if event.clock >= millis:
-                    return event.offset
-            offset, clock = batch.end, batch.clock
+        with self._reader(partition) as reader:
+            cache = BatchCache(1 << 20, 1 << 40, kept=1)
+            offset, clock = place_before(reader.directory, millis)
+            while batch := cache.get(reader, self._log, partition, offset, self._end(partition), clock):
+                for event in batch.events:
+                    if event.clock >= millis:
+                        return event.offset
+                offset, clock = batch.end, batch.clock
         return offset
 
     def write(self, partition: int, start: int, stop: int | None) -> int:
         """Write the lines from `start` to standard output; gives where to go on."""
         end = self._end(partition)
         stop = end if stop is None else min(stop, end)
-        reader = self._store.reader(self._log, partition, self._generation)
-        for place in (start, stop):
-            if 0 < place <= end and reader.line_start(place) != place:
-                raise UsageError(
-                    "not the start of a line",
-                    where=f"{self._log}:{partition}:{place}",
-                    do=f"The line there starts at {reader.line_start(place)}",
-                )
-        while start < stop:
-            for piece in reader.raw(start, stop):
-                sys.stdout.buffer.write(piece)
-                start += len(piece)
-        sys.stdout.buffer.flush()
-        reader.close()
+        with self._reader(partition) as reader:
+            for place in (start, stop):
+                if 0 < place <= end and reader.line_start(place) != place:
+                    raise UsageError(
+                        "not the start of a line",
+                        where=f"{self._log}:{partition}:{place}",
+                        do=f"The line there starts at {reader.line_start(place)}",
+                    )
+            while start < stop:
+                for piece in reader.raw(start, stop):
+                    sys.stdout.buffer.write(piece)
+                    start += len(piece)
+            sys.stdout.buffer.flush()
         return start
 
     def _end(self, partition: int) -> int:
         if self.derived:
             return self._look.committed_end(self._log, partition, self._generation)
-        return self._store.reader(self._log, partition, self._generation).end()
+        with self._reader(partition) as reader:
+            return reader.end()
+
+    def _reader(self, partition: int) -> PartitionReader:
+        return self._store.reader(self._log, partition, self._generation)
 
 
 def _append(store: Store, log: str, lines: list[bytes], before: int) -> list[int]:
@@ -176,6 +186,12 @@ def _append(store: Store, log: str, lines: list[bytes], before: int) -> list[int
         else:
             numbers = ", ".join(str(before + index + 1) for index in error.missing)
             say(f"of the lines up to {before + len(lines)}, these are not in: {numbers}")
+        raise
+    except AfterlogError as error:
+        if isinstance(error.__cause__, AppendError):  # it failed after all of these were in
+            say(f"{before + len(lines)} lines are in; go on from line {before + len(lines) + 1}")
+        elif before:
+            say(f"{before} lines are in")
         raise
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
 
-from storage.errors import AfterlogError, AppendError
+from storage.errors import AppendError
 from storage.locks import locked
 from storage.manifest import read_manifest, seal_if_possible
 from storage.segment import create_segment, fsync_directory, is_full, list_segments, make_directory
@@ -23,6 +23,7 @@ class _Tail:
 
     def __init__(self, base: int, path: Path) -> None:
         self.base, self.path = base, path
+        self.written = self.synced = 0  # up to which offset this process has written, and an fsync covers it
         self.handle = -1
         self.handle = os.open(path, os.O_RDWR | os.O_APPEND)
 
@@ -46,8 +47,7 @@ class PartitionWriter:
         self.directory, self.name, self.limit, self.daily, self._closing = directory, name, limit, daily, closing
         self._write_lock, self._sync_lock = threading.Lock(), threading.Lock()
         self._tail: _Tail | None = None
-        self._newest: tuple[_Tail, int] | None = None  # where this process wrote last, and up to which offset
-        self._synced, self._rolled = 0, False
+        self._rolled = False
         make_directory(directory)
 
     def append(self, lines: Sequence[bytes] | Callable[[int], Sequence[bytes]], count: int = 0) -> list[int]:
@@ -57,7 +57,8 @@ class PartitionWriter:
         how many lines it gives.
 
         Raises:
-            AppendError: the write failed half way; it names the offsets that are in.
+            AppendError: the write or the fsync failed; it names the offsets that are in, which after a failed fsync the
+                machine's power may still take.
         """
         with self._write_lock, locked(self.directory / LOCK) as lock:
             given = lines
@@ -68,10 +69,16 @@ class PartitionWriter:
                 raise self._failed(error, [], count if callable(given) else len(given)) from error
             offsets, end = _offsets(lines, start)
             failure = self._write(tail, lines, start, offsets)
-            self._newest = (tail, end if failure is None else start)
+            tail.written = end if failure is None else start
             rolled, self._rolled = self._rolled, False
         reached("append-written")
-        self._sync(end)
+        try:
+            self._sync(tail, end)
+        except OSError as error:
+            raise AppendError(
+                f"cannot make the last lines durable, which the machine's power may take: {error.strerror}", where=str(tail.path),
+                offsets=offsets if failure is None else failure.offsets, missing=[] if failure is None else failure.missing,
+            ) from error  # fmt: skip
         reached("append-synced")
         if rolled:
             seal_if_possible(self.directory)  # by who has sealed it, once its lines are in; nobody else waits for that
@@ -133,21 +140,14 @@ class PartitionWriter:
             missing=list(range(len(offsets), count)),
         )  # fmt: skip
 
-    def _sync(self, end: int) -> None:
-        """Return once an fsync covers everything before `end`; whoever waits for the lock may find it done."""
+    def _sync(self, tail: _Tail, end: int) -> None:
+        """Return once an fsync of this very file covers what it has before `end`; whoever waits for the lock may find it done."""
         with self._sync_lock:
-            if self._newest is None or self._synced >= end:
+            if tail.synced >= end:
                 return
-            tail, written = self._newest  # older segments were made durable when they were sealed
-            try:
-                os.fsync(tail.handle)
-            except OSError as error:
-                raise AfterlogError(
-                    f"cannot make the last lines durable: {error.strerror}",
-                    where=str(tail.path),
-                    do="They are in the log, and may be lost with the machine's power: check the disk",
-                ) from error
-            self._synced = max(self._synced, written)
+            written = tail.written
+            os.fsync(tail.handle)
+            tail.synced = max(tail.synced, written)
 
 
 def _offsets(lines: Sequence[bytes], start: int) -> tuple[list[int], int]:

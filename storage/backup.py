@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from sqlmodel import SQLModel
 from storage import tables  # noqa: F401  # its classes fill the metadata
 from storage.database import Database
 from storage.derived import whole_lines
-from storage.errors import UsageError
+from storage.errors import AfterlogError, UsageError
 from storage.locks import locked
 from storage.manifest import MANIFEST, archived_end, note_archived, read_manifest
 from storage.schema import HEAD
@@ -41,6 +43,7 @@ def make_backup(store: Store, derived: set[str], folder: Path) -> dict[str, int]
 
     Raises:
         UsageError: there is something in the folder already.
+        AfterlogError: a file cannot be read or written, for lack of space say.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError("a backup needs a folder of its own", where=str(folder), do="Name one that is new or empty")
@@ -50,19 +53,34 @@ def make_backup(store: Store, derived: set[str], folder: Path) -> dict[str, int]
         folder.chmod(0o700)
     except OSError as error:
         raise UsageError(f"cannot make the folder: {error.strerror}", where=str(folder)) from error
-    with locked(store.lock_path(ARCHIVE_LOCK)):  # no segment goes from here meanwhile
-        copy_database(store.database, folder / FILE)
-        copied = _copy_logs(store, derived, folder)
-    label = {"at": at, "schema": HEAD, "logs": copied}
-    _write_file(folder / LABEL, orjson.dumps(label, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    with told("the backup failed", folder, "What is there is no whole backup: make one into another folder"):
+        with locked(store.lock_path(ARCHIVE_LOCK)):  # no segment goes from here meanwhile
+            copy_database(store.database, folder / FILE)
+            copied = _copy_logs(store, derived, folder)
+        label = {"at": at, "schema": HEAD, "logs": copied}
+        _write_file(folder / LABEL, orjson.dumps(label, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     return copied
+
+
+@contextmanager
+def told(what: str, where: Path, do: str) -> Iterator[None]:
+    """Tell in one sentence what a disk or SQLite refused.
+
+    Raises:
+        AfterlogError: it did.
+    """
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        raise AfterlogError(f"{what}: {error}", where=str(where), do=do) from error
 
 
 def _copy_logs(store: Store, derived: set[str], folder: Path) -> dict[str, int]:
     ends = _committed_ends(folder / FILE)
     copied = {}
     # A tick names places in other logs, so the clock comes first.
-    for path in sorted((store.home / "logs").iterdir(), key=lambda p: (p.name != CLOCK, p.name in derived, p.name)):
+    logs = [path for path in (store.home / "logs").iterdir() if path.is_dir()]  # no file of somebody else's
+    for path in sorted(logs, key=lambda p: (p.name != CLOCK, p.name in derived, p.name)):
         name, _, generation = path.name.partition("@")
         for part in sorted(int(p.name) for p in path.iterdir() if p.name.isdigit()):
             reader = store.reader(name, part, int(generation or 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any
@@ -11,7 +11,7 @@ import msgspec
 import orjson
 from msgspec import UNSET, UnsetType
 
-from storage.errors import AppendError, UsageError
+from storage.errors import AfterlogError, AppendError, UsageError
 from storage.event import Rejected
 from storage.judge import judge
 from storage.partition import partition_of
@@ -58,7 +58,9 @@ def append_lines(store: Store, log: str, lines: Sequence[bytes]) -> Appended:
 
     Raises:
         UsageError: a line has a newline inside.
-        AppendError: the write failed half way; it names the offsets that are in.
+        AppendError: a write or an fsync failed half way; it names the offsets that are in, in the order of the lines given,
+            and the indexes of those that are missing, which alone are to be appended again.
+        AfterlogError: it failed after all of them were in.
     """
     latest = now() + store.settings.ahead
     if b"\n" in b"".join(lines):  # far sooner than a look at each
@@ -70,21 +72,45 @@ def append_lines(store: Store, log: str, lines: Sequence[bytes]) -> Appended:
     groups = _by_partition(lines, kept, store.settings.partitions)
     destinations = [(REFUSED, 0, result.refused)] if refused else []
     destinations += [(log, partition, indexes) for partition, indexes in groups.items()]
-    for number, (name, partition, indexes) in enumerate(destinations):
+    done: list[tuple[list[int], list[int]]] = []
+    for name, partition, indexes in destinations:
         try:
-            offsets = store.writer(name, partition).append([lines[i] for i in indexes])
+            offsets = _appended(store, name, partition, [lines[i] for i in indexes], len(indexes))
         except AppendError as error:
-            raise _of_all(error, indexes, destinations[number + 1 :]) from error
+            raise _of_all(error, indexes, done, len(lines)) from error
+        done.append((indexes, offsets))
         if name == log:
             for index, position in zip(indexes, zip(repeat(partition), offsets), strict=True):
                 result.positions[index] = position
     return result
 
 
-def _of_all(error: AppendError, indexes: list[int], rest: list[tuple[str, int, list[int]]]) -> AppendError:
-    """The error of one partition's append, told in the indexes of everything that was to be appended."""
-    missing = sorted([indexes[i] for i in error.missing] + [i for _, _, more in rest for i in more])
-    return AppendError(error.what, where=error.where, offsets=error.offsets, missing=missing)
+def _appended(
+    store: Store, log: str, partition: int, lines: Sequence[bytes] | Callable[[int], Sequence[bytes]], count: int
+) -> list[int]:
+    try:
+        return store.writer(log, partition).append(lines, count)
+    except OSError as error:  # before there was anything to write to
+        where = str(store.directory(log, partition))
+        raise AppendError(
+            f"cannot write: {error.strerror}", where=where, offsets=[], missing=list(range(count))
+        ) from error
+
+
+def _of_all(
+    error: AppendError, indexes: list[int], done: list[tuple[list[int], list[int]]], count: int
+) -> AfterlogError:
+    """The error of one partition's append, told of all `count` lines that were to be appended.
+
+    `done` are the indexes and offsets of what went to other partitions before.
+    """
+    failed = set(error.missing)
+    whole = [index for at, index in enumerate(indexes) if at not in failed]
+    places = {i: at for pair in [*done, (whole, error.offsets)] for i, at in zip(*pair, strict=True)}
+    missing = [index for index in range(count) if index not in places]
+    if not missing:
+        return AfterlogError(error.what, where=error.where, do=f"All {count} lines are in: append none of them again")
+    return AppendError(error.what, where=error.where, offsets=[places[i] for i in sorted(places)], missing=missing)
 
 
 def append_events(
@@ -94,7 +120,9 @@ def append_events(
 
     Raises:
         UsageError: an event is none: the judge's reason says why. Nothing was appended.
-        AppendError: the write failed half way; it names the offsets that are in.
+        AppendError: a write or an fsync failed half way; it names the offsets that are in, in the order of the lines given,
+            and the indexes of those that are missing, which alone are to be appended again.
+        AfterlogError: it failed after all of them were in.
     """
     groups: dict[int, list[int]] = {}
     for index, event in enumerate(events):
@@ -102,16 +130,18 @@ def append_events(
         _check(line, index, store.settings.max_line)
         groups.setdefault(_partition(line, store.settings.partitions), []).append(index)
     positions: list[tuple[int, int]] = [(0, 0)] * len(events)
-    destinations = [(log, partition, indexes) for partition, indexes in groups.items()]
-    for number, (_, partition, indexes) in enumerate(destinations):
+    done: list[tuple[list[int], list[int]]] = []
+    for partition, indexes in groups.items():
         chosen = [(i, events[i]) for i in indexes]
         try:
-            offsets = store.writer(log, partition).append(
+            offsets = _appended(
+                store, log, partition,
                 lambda stamp, chosen=chosen: [_dump(event, stamp, inserted_by, i) for i, event in chosen],  # type: ignore[misc]  # a default binds this turn's lines
                 len(chosen),
-            )
+            )  # fmt: skip
         except AppendError as error:
-            raise _of_all(error, indexes, destinations[number + 1 :]) from error
+            raise _of_all(error, indexes, done, len(events)) from error
+        done.append((indexes, offsets))
         for index, offset in zip(indexes, offsets, strict=True):
             positions[index] = (partition, offset)
     return positions

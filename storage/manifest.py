@@ -111,7 +111,7 @@ def note_archived(directory: Path, end: int) -> None:
     draft = directory / f".{ARCHIVED}.new"
     handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        os.write(handle, b"%020d\n" % end)
+        _write_all(handle, b"%020d\n" % end, 0)
         os.fsync(handle)
     finally:
         os.close(handle)
@@ -185,8 +185,15 @@ def _add(handle: int, directory: Path, segment: Segment, last: Entry | None) -> 
     fsync_file(segment.path)  # a segment that was rolled by hand may not be durable, and its entry must not outlive it
     span = span_of(segment.path, last.last if last else 0)
     entry = Entry(segment.base, *span, last.hash if last else genesis(directory))
-    os.pwrite(handle, entry.line() + b"\n", os.fstat(handle).st_size)
+    _write_all(handle, entry.line() + b"\n", os.fstat(handle).st_size)
     return entry
+
+
+def _write_all(handle: int, data: bytes, at: int) -> None:
+    """Write all of it, or fail: a part, as of a disk that is nearly full, would be taken for a line of its own."""
+    while data:
+        count = os.pwrite(handle, data, at)
+        data, at = data[count:], at + count
 
 
 def _tail(handle: int, directory: Path) -> Entry | None:

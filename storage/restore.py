@@ -17,9 +17,11 @@ import orjson
 import sqlalchemy as sa
 
 from storage import postgresql
+from storage.append import LOCK
 from storage.backup import FILE, LABEL, close_file, copy_file, copy_rows
 from storage.database import Database
 from storage.errors import AfterlogError, UsageError
+from storage.locks import locked
 from storage.mails import CLAIMED, FAILED, MAY_HAVE_BEEN_SENT, SENT, SUPPRESSED, UNKNOWN, WAITING
 from storage.manifest import ARCHIVED, MANIFEST, archived_end, note_archived, with_archived
 from storage.segment import check_contiguous, file_end, fsync_directory, list_segments, make_directory
@@ -29,6 +31,8 @@ from storage.tables import Restored as RestoredRow
 from storage.times import now
 
 _PIECE = 1 << 20
+_PATIENCE = 5.0
+"""How many seconds whoever reads the database may take, before a restore gives up."""
 _LAST = sa.text("SELECT at, ends FROM restored ORDER BY at DESC LIMIT 1")
 
 
@@ -60,21 +64,23 @@ def read_label(folder: Path) -> dict[str, Any]:
 def restore_logs(store: Store, folder: Path) -> list[str]:
     """Put back what HOME's logs lack; gives the partitions that were put back. What HOME has more of stays.
 
+    A producer that appends meanwhile waits while its partition is put back.
+
     Raises:
-        AfterlogError: a log in HOME and its copy differ where both have bytes; nothing was changed.
+        AfterlogError: a log in HOME and its copy differ where both have bytes. Nothing was changed, unless a producer made
+            that difference just now: then partitions before this one were put back.
     """
     wanted: dict[str, list[tuple[Path, Path]]] = {}
     for source in sorted([*(folder / "logs").glob("*/*/*.jsonl"), *(folder / "logs").glob(f"*/*/{MANIFEST}")]):
         target = store.home / source.relative_to(folder)
-        if _is_longer(source, target) if target.exists() else not _is_archived(target):
+        if _is_lacking(source, target):
             wanted.setdefault(f"{source.parent.parent.name}/{source.parent.name}", []).append((source, target))
     for pairs in wanted.values():
-        for source, target in pairs:
-            make_directory(target.parent)
-            draft = target.with_suffix(".restoring")
-            copy_file(source, draft, source.stat().st_size)
-            draft.rename(target)
-            fsync_directory(target.parent)
+        make_directory(pairs[0][1].parent)
+        with locked(pairs[0][1].parent / LOCK):
+            # All of it is compared again, before any of it is changed: what was appended since must not be lost.
+            for source, target in [pair for pair in pairs if _is_lacking(*pair)]:
+                _put_back(source, target)
     for source in sorted((folder / "logs").glob(f"*/*/{ARCHIVED}")):
         target = (store.home / source.relative_to(folder)).parent
         if archived_end(source.parent) > archived_end(target):
@@ -88,9 +94,9 @@ def restore_logs(store: Store, folder: Path) -> list[str]:
 def restore_database(store: Store, folder: Path, derived: set[str]) -> int:
     """Replace the database by the backup's, marked as restored, in one step; gives how many mails are in doubt."""
     draft = store.home / ".restoring.db"
-    copy_file(folder / FILE, draft, 1 << 62)
     fresh = Database(f"sqlite:///{draft}", store.home)
     try:
+        copy_file(folder / FILE, draft, 1 << 62)
         doubtful = mark_restored(fresh, store, derived)  # it is migrated on the way
         url = postgresql.database_url(store.settings.resolved_database_url)
         if url.get_backend_name() == "sqlite":
@@ -150,6 +156,20 @@ def _ends(store: Store, derived: set[str]) -> dict[str, int]:
     }
 
 
+def _is_lacking(source: Path, target: Path) -> bool:
+    return _is_longer(source, target) if target.exists() else not _is_archived(target)
+
+
+def _put_back(source: Path, target: Path) -> None:
+    draft = target.with_suffix(".restoring")
+    try:
+        copy_file(source, draft, source.stat().st_size)
+        draft.rename(target)
+    finally:
+        draft.unlink(missing_ok=True)
+    fsync_directory(target.parent)
+
+
 def _is_archived(path: Path) -> bool:
     """Whether a segment's file is not here because the archive has it."""
     return path.stem.isdigit() and int(path.stem) < archived_end(path.parent)
@@ -171,7 +191,7 @@ def _is_longer(source: Path, target: Path) -> bool:
                     "the log in HOME is another one than the backup's: they differ",
                     where=str(target),
                     found=f"other bytes from {at} on, or within {_PIECE} after it",
-                    do="Restore into a new HOME, or move this log away if it is damaged; nothing was changed",
+                    do="Restore into a new HOME, or move this log away if it is damaged; it was not changed",
                 )
             if shared < _PIECE:
                 return len(a) > len(b)
@@ -179,14 +199,13 @@ def _is_longer(source: Path, target: Path) -> bool:
 
 
 def _swap_files(draft: Path, live: Path) -> None:
-    """Put one SQLite file in another's place; the other one is kept beside it, as it was."""
+    """Put one SQLite file in another's place; the other one is kept beside it, as it was.
+
+    Raises:
+        AfterlogError: somebody is reading or writing it; it was not changed.
+    """
     if live.exists():
-        try:
-            old = sqlite3.connect(live)
-            old.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            old.close()
-        except sqlite3.DatabaseError:
-            pass  # a damaged one is what a restore is for
+        _make_whole(live)
         kept = live.with_name(live.name + ".replaced")
         kept.unlink(missing_ok=True)
         os.link(live, kept)
@@ -194,3 +213,20 @@ def _swap_files(draft: Path, live: Path) -> None:
         live.with_name(live.name + suffix).unlink(missing_ok=True)
     shutil.move(draft, live) if draft.stat().st_dev != live.parent.stat().st_dev else draft.replace(live)
     fsync_directory(live.parent)
+
+
+def _make_whole(live: Path) -> None:
+    """Have all of a database in its one file, unless it is damaged: that is what a restore is for."""
+    old = sqlite3.connect(live, timeout=_PATIENCE)
+    try:
+        row = old.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        busy = row is not None and row[0]
+    except sqlite3.DatabaseError as error:
+        busy = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    finally:
+        old.close()
+    if busy:
+        raise AfterlogError(
+            "somebody is at work on the database, which cannot be replaced meanwhile", where=str(live),
+            do="End whatever has it open, and restore again: the database was not changed",
+        )  # fmt: skip

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -18,15 +21,17 @@ import sqlalchemy as sa
 
 import storage.restore
 from deployments import cli_backup
+from storage.backup import copy_file
 from storage.contacts import Entry, list_contacts, save_contacts
 from storage.door import append_lines
 from storage.errors import AfterlogError, UsageError
 from storage.locks import RunLock
 from storage.restore import last_restored, mark_restored
+from storage.segment import make_directory
 from storage.store import Store
 from storage.tables import Delivery
 from storage.times import now
-from tests.conftest import log_bytes, settings_of
+from tests.conftest import ROOT, log_bytes, settings_of
 from tests.smtp_server import SmtpServer, refusing_port
 from tests.test_commit import add, derived, process, processed, result, shop, tax
 from tests.test_deliver import ANN, deliver, parsed, submitted
@@ -56,6 +61,14 @@ def states(store: Store) -> dict[str, str]:
     logged = {e["object"]["id"]: e["verb"] for e in map(json.loads, log_bytes(store.home, "deliveries").splitlines())}
     assert {id: state for id, state in found.items() if state != "WAITING"} == logged
     return found
+
+
+def _command(home: Path, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    env = {key: value for key, value in os.environ.items() if not key.startswith("AFTERLOG_")}
+    return subprocess.run(
+        [sys.executable, "-m", "deployments.cli", *arguments], env={**env, "AFTERLOG_HOME": str(home)}, cwd=ROOT,
+        capture_output=True, text=True, check=False, **more,
+    )  # fmt: skip
 
 
 def close(store: Store) -> None:
@@ -329,6 +342,107 @@ class TestWhole:
         again = make_store()
         assert process(again)[1] == {}
         assert (derived(again), log_bytes(store.home, "events")) == whole
+
+    @pytest.mark.only("sqlite")
+    def test_the_database_that_is_replaced_is_kept_whole(
+        self, make_store: MakeStore, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = make_store()
+        save_contacts(store.database, [ANN])
+        command(cli_backup.backup, store.home, tmp_path / "backup")
+        live = store.home / "afterlog.db"
+        reader = sqlite3.connect(live, isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM contact").fetchone()
+        save_contacts(store.database, [Entry("CUSTOMER", str(n), "kim@example.com", False) for n in range(50)])
+        close(store)
+        monkeypatch.setattr(storage.restore, "_PATIENCE", 0.1)
+        with pytest.raises(AfterlogError, match="somebody is at work on the database"):
+            command(cli_backup.restore, store.home, tmp_path / "backup")
+        assert len(list_contacts(store.database)) == 51
+        close(store)
+        reader.close()
+        command(cli_backup.restore, store.home, tmp_path / "backup")
+        assert list_contacts(make_store().database) == [ANN]
+        kept = sqlite3.connect(live.with_name("afterlog.db.replaced"))
+        assert kept.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert kept.execute("SELECT count(*) FROM contact").fetchone() == (51,)
+        kept.close()
+
+    @pytest.mark.only("sqlite")
+    def test_where_there_is_no_space_it_is_told_in_one_sentence(self, make_store: MakeStore, tmp_path: Path) -> None:
+        """No file may be larger than 64 KiB, which stands for a disk that is full; the database is larger, then a log."""
+        store = make_store()
+        append_lines(store, "events", [tax(1)])
+        save_contacts(store.database, [ANN])
+        close(store)
+        backup, restore = ("backup", str(tmp_path / "backup")), ("restore", str(tmp_path / "backup"))
+        small = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))}
+        failed = _command(store.home, *backup, **small)
+        assert failed.returncode == 1
+        assert failed.stderr.startswith(f"afterlog: {tmp_path}/backup: the backup failed: ")
+        assert failed.stderr.endswith(". What is there is no whole backup: make one into another folder\n")
+        assert not (tmp_path / "backup" / "backup.json").exists()
+        shutil.rmtree(tmp_path / "backup")
+        append_lines(store, "events", [b"x" * 100_000])
+        assert _command(store.home, *backup).returncode == 0
+        before = log_bytes(store.home, "events")
+        for lost in (False, True):
+            if lost:
+                lose(store.home, "logs")
+            failed = _command(store.home, *restore, **small)
+            assert failed.returncode == 1
+            assert failed.stderr.startswith(f"afterlog: {tmp_path}/backup: the restore failed: ")
+            assert failed.stderr.endswith(". Nothing is lost: make space, say, and restore again\n")
+            assert not [*store.home.rglob("*.restoring"), *store.home.glob(".restoring.db*")]
+        assert _command(store.home, *restore).returncode == 0
+        assert log_bytes(store.home, "events") == before
+        assert list_contacts(make_store().database) == [ANN]
+
+    def test_a_file_of_somebody_elses_is_passed_over(
+        self, make_store: MakeStore, command: Command, tmp_path: Path
+    ) -> None:
+        store = make_store()
+        append_lines(store, "events", [tax(1)])
+        (store.home / "logs" / ".DS_Store").touch()
+        command(cli_backup.backup, store.home, tmp_path / "backup")
+        assert [path.name for path in (tmp_path / "backup" / "logs").iterdir()] == ["events"]
+
+    def test_what_a_producer_appends_meanwhile_is_not_lost(
+        self, make_store: MakeStore, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole, short = make_store("whole"), make_store("short")
+        append_lines(whole, "events", [tax(n) for n in range(20)])
+        append_lines(short, "events", [tax(n) for n in range(5)])
+        command(cli_backup.backup, whole.home, tmp_path / "backup")
+        producer = threading.Thread(target=append_lines, args=(short, "events", [tax(99)]))
+
+        def copy(*arguments: Any) -> None:
+            copy_file(*arguments)
+            if "events" in arguments[1].parts:
+                producer.start()
+                producer.join(0.5)
+
+        monkeypatch.setattr(storage.restore, "copy_file", copy)
+        command(cli_backup.restore, short.home, tmp_path / "backup")
+        producer.join()
+        assert log_bytes(short.home, "events").splitlines() == [*map(tax, range(20)), tax(99)]
+
+    def test_what_a_producer_has_appended_since_the_logs_were_compared_stops_it(
+        self, make_store: MakeStore, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole, short = make_store("whole"), make_store("short")
+        append_lines(whole, "events", [tax(n) for n in range(20)])
+        command(cli_backup.backup, whole.home, tmp_path / "backup")
+
+        def make(directory: Path) -> None:
+            make_directory(directory)
+            append_lines(short, "events", [tax(99)])
+
+        monkeypatch.setattr(storage.restore, "make_directory", make)
+        with pytest.raises(AfterlogError, match="they differ"):
+            command(cli_backup.restore, short.home, tmp_path / "backup")
+        assert log_bytes(short.home, "events").splitlines() == [tax(99)]
 
 
 @pytest.mark.only("sqlite")

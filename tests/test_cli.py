@@ -20,6 +20,7 @@ import pytest
 
 from deployments.cli import main
 from storage.door import append_lines
+from storage.locks import locked
 from storage.store import Store
 from tests.conftest import ROOT, afterlog, log_bytes
 from tests.smtp_server import refusing_port
@@ -469,6 +470,19 @@ class TestRealProcesses:
                 assert process.returncode in (0, 130)
         assert b"".join(lines) == log_bytes(home, "reactions")
 
+    def test_follow_opens_no_more_files_the_longer_it_goes_on(self, home: Path, make_store: Any) -> None:
+        store: Store = make_store()
+        append_lines(store, "events", [tax(0)])
+        with started(home, "read", "events", "--follow") as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == tax(0) + b"\n"
+            count = []
+            for number in range(1, 21):
+                append_lines(store, "events", [tax(number)])
+                assert process.stdout.readline() == tax(number) + b"\n"
+                count.append(len(os.listdir(f"/proc/{process.pid}/fd")))
+        assert max(count) < count[0] + 5
+
     @pytest.mark.parametrize("arguments", [["read", "events"], ["status"]])
     def test_a_reader_that_has_gone_is_no_news(self, make_store: Any, home: Path, arguments: list[str]) -> None:
         store: Store = make_store()
@@ -528,3 +542,39 @@ class TestRealProcesses:
         assert (process.returncode, told) == (130, b"")
         assert afterlog(home, "process", "--no-prefect", "--as-of", "log-end").returncode == 0
         assert log_bytes(home, "reactions").count(b"\n") == 1
+
+    def test_an_append_that_is_interrupted_says_what_is_in(self, home: Path) -> None:
+        with subprocess.Popen(
+            [sys.executable, "-m", "deployments.cli", "append", "events"], env=environment(home), cwd=ROOT,
+            stdin=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=_heed_interrupts,
+        ) as process:  # fmt: skip
+            assert process.stdin is not None
+            process.stdin.write(tax(1) + b"\n" + tax(2) + b"\n" + b"half a line")
+            process.stdin.flush()
+            until = time.monotonic() + 20
+            while not log_bytes(home, "events") and time.monotonic() < until:
+                time.sleep(0.05)
+            time.sleep(0.5)  # its fsync is done, and it waits for more
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=20)
+        assert (process.returncode, told) == (130, b"interrupted: 2 lines are in\n")
+        assert log_bytes(home, "events").splitlines() == [tax(1), tax(2)]
+
+    def test_an_append_that_is_interrupted_at_its_work_says_what_is_in_doubt(self, home: Path, make_store: Any) -> None:
+        store: Store = make_store()
+        append_lines(store, "events", [tax(0)])
+        with (
+            locked(store.directory("events", 0) / ".lock"),
+            subprocess.Popen(
+                [sys.executable, "-m", "deployments.cli", "append", "events"], env=environment(home), cwd=ROOT,
+                stdin=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=_heed_interrupts,
+            ) as process,
+        ):  # fmt: skip
+            assert process.stdin is not None
+            process.stdin.write(tax(1) + b"\n" + tax(2) + b"\n")
+            process.stdin.flush()
+            time.sleep(3)
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=20)
+        words = b"interrupted: 0 lines are in; lines 1 to 2 may be, which the log's end tells\n"
+        assert (process.returncode, told) == (130, words)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
+import storage.append
 from storage.backup import make_backup
 from storage.clock import Clock
 from storage.commit import Pending, Target, commit, load_position
 from storage.derived import DerivedWriter
-from storage.door import append_lines
-from storage.errors import ConflictError
+from storage.door import _partition, append_lines
+from storage.errors import AfterlogError, AppendError, ConflictError
 from storage.locks import RunLock
 from storage.mails import SENT, Mail, Result, outcome_line
+from storage.manifest import archived_end, note_archived, read_manifest, seal
 from storage.outbox import Outbox
 from storage.segment import create_segment, make_directory
 from storage.store import Store
@@ -77,6 +79,94 @@ class TestSource:
         assert synced == [str(segment), str(directory), str(segment)]
 
 
+class TestProducer:
+    def test_an_append_is_durable_also_where_a_shorter_copy_has_taken_the_place_of_the_file(
+        self, store: Store, synced: list[str]
+    ) -> None:
+        for number in range(20):
+            append_lines(store, "events", [tax(number)])
+        segment = next(store.directory("events", 0).glob("*.jsonl"))
+        copy = segment.with_suffix(".copy")
+        copy.write_bytes(segment.read_bytes()[: 3 * (len(tax(0)) + 1)])
+        copy.rename(segment)
+        synced.clear()
+        append_lines(store, "events", [tax(99)])
+        assert tax(99) in segment.read_bytes()
+        assert str(segment) in synced
+
+    def test_who_waits_for_an_fsync_gets_one_of_the_file_that_he_wrote_to(
+        self, store: Store, synced: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Another thread has gone on in a file that somebody with a shell has made."""
+        append_lines(store, "events", [tax(1)])
+        first = next(store.directory("events", 0).glob("*.jsonl"))
+
+        def go_on(step: str) -> None:
+            if step == "append-written" and len(list(first.parent.glob("*.jsonl"))) == 1:
+                first.with_name(f"{first.stat().st_size:020d}.jsonl").touch()
+                append_lines(store, "events", [tax(3)])
+                synced.clear()
+
+        monkeypatch.setattr(storage.append, "reached", go_on)
+        append_lines(store, "events", [tax(2)])
+        assert log_bytes(store.home, "events").splitlines() == [tax(1), tax(2), tax(3)]
+        assert synced == [str(first)]
+
+
+class TestFailedProducer:
+    """Whatever fails, the error says what is in: all the rest may be appended again, and nothing else."""
+
+    LINES: ClassVar = [b'{"subject": {"id": %d}, "verb": "X", "context": {"at": 1}}' % number for number in range(10)]
+
+    def _rest(self, store: Store, monkeypatch: pytest.MonkeyPatch, *, fails: str) -> list[int]:
+        """What is missing where the second partition's `write`, or the first one's `fsync`, fails."""
+        first, second = dict.fromkeys(_partition(line, 2) for line in self.LINES)
+        real, failing = getattr(os, fails), f"/{second if fails == 'write' else first}/"
+
+        def call(handle: int, *data: bytes) -> Any:
+            path = os.readlink(f"/proc/self/fd/{handle}")  # noqa: PTH115  # a link of the kernel's
+            return full_disk() if failing in path and path.endswith(".jsonl") else real(handle, *data)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, fails, call)
+            with pytest.raises(AppendError) as raised:
+                append_lines(store, "events", self.LINES)
+        missing = raised.value.missing
+        there = [index for index in range(10) if index not in missing]
+        assert there == [index for index in range(10) if _partition(self.LINES[index], 2) == first]
+        for index, offset in zip(there, raised.value.offsets, strict=True):
+            assert store.reader("events", first).line(offset) == self.LINES[index]
+        assert f"{len(there)} lines are in; append the rest again, nothing else" in str(raised.value)
+        return missing
+
+    @pytest.mark.parametrize("fails", ["write", "fsync"])
+    def test_with_several_partitions(
+        self, make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch, fails: str
+    ) -> None:
+        store = make_store(partitions=2)
+        append_lines(store, "events", [self.LINES[i] for i in self._rest(store, monkeypatch, fails=fails)])
+        files = [path.read_bytes() for path in (store.home / "logs" / "events").glob("*/*.jsonl")]
+        assert sorted(b"".join(files).splitlines()) == self.LINES
+
+    def test_where_all_are_in_none_is_missing(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        append_lines(store, "events", [tax(1)])
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", full_disk)
+            with pytest.raises(AfterlogError, match="All 2 lines are in") as raised:
+                append_lines(store, "events", [tax(2), tax(3)])
+        assert not isinstance(raised.value, AppendError)
+        assert log_bytes(store.home, "events").splitlines() == [tax(1), tax(2), tax(3)]
+
+    def test_where_a_partition_cannot_be_made(self, make_store: Callable[..., Store]) -> None:
+        store = make_store(partitions=2)
+        first, second = dict.fromkeys(_partition(line, 2) for line in self.LINES)
+        store.directory("events", 0).parent.mkdir()
+        store.directory("events", second).touch()
+        with pytest.raises(AppendError, match="cannot write: ") as raised:
+            append_lines(store, "events", self.LINES)
+        assert raised.value.missing == [i for i in range(10) if _partition(self.LINES[i], 2) != first]
+
+
 class TestBackup:
     def test_what_a_backup_holds_is_durable_where_it_came_from(
         self, store: Store, tmp_path: Path, synced: list[str]
@@ -103,6 +193,45 @@ class TestBackup:
         make_backup(store, {"reactions"}, tmp_path / "backup")
         copy = tmp_path / "backup" / "logs" / "events" / "0" / "manifest"
         assert synced.index(str(chain)) < synced.index(str(copy))
+
+
+class TestChain:
+    def test_a_short_write_of_an_entry_is_gone_on_with(
+        self, make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = make_store(segment_bytes=200)
+        with monkeypatch.context() as patched:
+            patched.setattr(storage.append, "seal_if_possible", lambda _: None)
+            for number in range(8):
+                append_lines(store, "events", [tax(number)])
+        real = os.pwrite
+        directory = store.directory("events", 0)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pwrite", lambda handle, data, at: real(handle, data[:9], at))
+            sealed = seal(directory)
+            note_archived(directory, 12345)
+        assert sealed == len(read_manifest(directory)) > 1
+        assert archived_end(directory) == 12345
+
+    def test_an_entry_that_the_disk_has_no_space_for_is_written_once_there_is(
+        self, make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = make_store(segment_bytes=200)
+        with monkeypatch.context() as patched:
+            patched.setattr(storage.append, "seal_if_possible", lambda _: None)
+            for number in range(8):
+                append_lines(store, "events", [tax(number)])
+        real, directory = os.pwrite, store.directory("events", 0)
+
+        def nearly_full(handle: int, data: bytes, at: int) -> int:
+            return real(handle, data[:150], at) if data.startswith(b"{") else full_disk()
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pwrite", nearly_full)
+            with pytest.raises(OSError, match="No space left"):
+                seal(directory)
+        assert read_manifest(directory) == []
+        assert seal(directory) == len(read_manifest(directory)) > 1
 
 
 class TestRunLock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from storage.append import LOCK
 from storage.backup import make_backup
 from storage.clock import Clock, Snapshot
-from storage.door import append_events, append_lines
+from storage.door import _partition, append_events, append_lines, is_ahead
 from storage.errors import AppendError, ConflictError
 from storage.locks import RunLock, locked
 from storage.restore import restore_database, restore_logs
@@ -79,7 +80,7 @@ class Actors:
         try:
             positions = append_events(store, "events", events)
         except AppendError as error:
-            rest = [events[i] for i in self._named(error)]
+            rest = [events[i] for i in self._named(error, [json.dumps(each).encode() for each in events])]
             append_events(store, "events", rest)
             return
         for (partition, offset), event in zip(positions, events, strict=True):
@@ -92,18 +93,25 @@ class Actors:
         try:
             done = append_lines(store, "events", raw)
         except AppendError as error:
-            rest = [raw[i] for i in self._named(error)]
+            rest = [raw[i] for i in self._named(error, raw)]
             append_lines(store, "events", rest)
             return
         for position, line in zip(done.positions, raw, strict=True):
             if position is not None and self._confirm("events", *position) != line:
                 raise BrokenPromiseError(f"at events/{position[0]}:{position[1]} does not lie {line!r}")
 
-    def _named(self, error: AppendError) -> list[int]:
+    def _named(self, error: AppendError, lines: list[bytes]) -> list[int]:
         """What the error names is in; a retry, of what is missing, finds a disk that works."""
-        where = Path(error.where)
-        for offset in error.offsets:
-            self._confirm(where.parent.name, int(where.name), offset)
+        settings = self.world.settings
+        there = [index for index in range(len(lines)) if index not in error.missing]
+        for index, offset in zip(there, error.offsets, strict=True):
+            if "durable" in error.what:
+                break  # they are in, and the power may take them
+            # As the door has it: what is too far ahead is elsewhere.
+            ahead = is_ahead(lines[index], self.world.wall + settings.ahead)
+            self._confirm(
+                "refused" if ahead else "events", 0 if ahead else _partition(lines[index], settings.partitions), offset
+            )
         self.world.disk.fault = None
         return error.missing
 
