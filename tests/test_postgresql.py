@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +212,7 @@ def test_what_is_due_at_the_same_moment_comes_in_code_points_whatever_language_t
     assert [key for some in states().due_before(2, 1) for key, _ in some] == pending
 
 
-def test_positions_and_ends_are_of_one_moment(url: str, make_store: MakeStore) -> None:
+def test_positions_and_ends_are_of_one_moment_and_keep_nobody_from_committing(url: str, make_store: MakeStore) -> None:
     store, other = make_store("one", database_url=url), make_store("other", database_url=url)
     load_position(store.database, "derive", 1, "events", 0)
     with store.database.write() as connection:
@@ -225,19 +225,32 @@ def test_positions_and_ends_are_of_one_moment(url: str, make_store: MakeStore) -
             connection.execute(sa.text('UPDATE checkpoint SET "offset" = 1000, commit = commit + 1'))
             connection.execute(sa.text('UPDATE committed_end SET "end" = 777'))
 
-    committing = threading.Thread(target=commit_meanwhile)
+    with ThreadPoolExecutor(1) as pool:
+        committing: list[Future[None]] = []
 
-    def between(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if "FROM committed_end" in statement and committing.ident is None:
-            committing.start()
-            committing.join(1)
+        def between(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            if "FROM committed_end" in statement and not committing:
+                committing.append(pool.submit(commit_meanwhile))
+                committing[0].result(10)
 
-    sa.event.listen(store.database.engine, "before_cursor_execute", between)
-    [position], ends = read_ends(store.database, {"reactions": 1})
-    committing.join()
-    assert (position.offset, ends["reactions", 0]) in ((0, 0), (1000, 777))
+        sa.event.listen(store.database.engine, "before_cursor_execute", between)
+        [position], ends = read_ends(store.database, {"reactions": 1})
+    assert (position.offset, ends["reactions", 0]) == (0, 0)
     [position], ends = read_ends(store.database, {"reactions": 1})
     assert (position.offset, ends["reactions", 0]) == (1000, 777)
+
+
+def test_positions_are_there_while_a_promotion_turns_them(url: str, make_store: MakeStore) -> None:
+    store, other = make_store("one", database_url=url), make_store("other", database_url=url)
+    load_position(store.database, "derive", 1, "events", 0)
+    load_position(store.database, "derive", 2, "events", 0, live=False)
+    with ThreadPoolExecutor(1) as pool:
+        with other.database.write() as connection:
+            connection.execute(sa.text("UPDATE checkpoint SET live = NOT live"))
+            reading = pool.submit(read_ends, store.database, {})
+            wait([reading], 1)
+        positions, _ = reading.result()
+    assert len(positions) == 1
 
 
 def test_of_two_who_try_a_line_again_at_once_one_is_refused(url: str, make_store: MakeStore) -> None:
