@@ -18,7 +18,7 @@ from storage.settings import Settings, load_settings
 from storage.store import Store
 from tasks.deliver import DeliverySummary, deliver_to_end
 from tasks.local import Outcome, side_by_side
-from tasks.mail_url import parse_mail_url
+from tasks.mail_url import MailUrlError, parse_mail_url
 from tasks.process import AsOf, FinalTick, Summary, check_as_of, follow, parse_moment, process_to_end, start_tick
 from tasks.run import Run
 from tasks.topology import build_topology
@@ -84,7 +84,10 @@ def deliver(
     if limit is not None and limit < 1:
         raise UsageError("--limit is too small", found=limit, expected="at least 1")
     settings = load_settings()
-    parse_mail_url(settings.mail_url.get_secret_value())  # before anything is done
+    try:
+        parse_mail_url(settings.mail_url.get_secret_value())  # before anything is done
+    except MailUrlError as error:
+        raise UsageError(f"setting AFTERLOG_MAIL_URL: {error}", do="Correct it and start again") from error
     if prefect:
         use_prefect(settings)
         from prefect import tags  # after the environment: Prefect reads it at import

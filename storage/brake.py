@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -21,10 +22,12 @@ LOOK_BACK = 7 * 24 * HOUR
 """How far back "the usual" looks, and how long tallies are kept."""
 
 _READ = sa.text("SELECT state, reason, since FROM brake WHERE name = :name")
-_SET = sa.text(
+_UPSERT = (
     "INSERT INTO brake (name, state, reason, since) VALUES (:name, :state, :reason, :since) "
     "ON CONFLICT (name) DO UPDATE SET state = excluded.state, reason = excluded.reason, since = excluded.since"
 )
+_SET = sa.text(_UPSERT)
+_HOLD = sa.text(f"{_UPSERT} WHERE brake.state = 'RUNNING'")
 _CLEAR = sa.text("UPDATE delivery SET cleared = :yes WHERE state = 'WAITING' AND cleared = :no")
 _SENT_BY_HOUR = sa.text(
     "SELECT COUNT(*) FROM delivery WHERE state = 'SENT' AND changed_at >= :first AND changed_at < :last "
@@ -62,16 +65,15 @@ def put_on(database: Database, state: str, reason: str) -> Brake:
     Once this returns, no mail is claimed; one that was claimed before may still be on its way.
     """
     with database.write() as connection:
-        found = _brake(connection)
-        if found.is_on:
-            return found
-        return _set(connection, Brake(state, reason, now()))
+        # Not looked at first: of two at once the second would replace the first.
+        connection.execute(_HOLD, _row(Brake(state, reason, now())))
+        return _brake(connection)
 
 
 def release(database: Database) -> int:
     """Let mails be claimed again; gives how many had been held, which the brake will not count again."""
     with database.write() as connection:
-        _set(connection, Brake(RUNNING, "", now()))
+        connection.execute(_SET, _row(Brake(RUNNING, "", now())))
         return connection.execute(_CLEAR, {"yes": True, "no": False}).rowcount
 
 
@@ -98,10 +100,8 @@ def _brake(connection: sa.Connection) -> Brake:
     return Brake(*row) if row is not None else Brake()
 
 
-def _set(connection: sa.Connection, brake: Brake) -> Brake:
-    values = {"name": DELIVER, "state": brake.state, "reason": brake.reason, "since": brake.since}
-    connection.execute(_SET, values)
-    return brake
+def _row(brake: Brake) -> dict[str, Any]:
+    return {"name": DELIVER, **vars(brake)}
 
 
 def _median(counts: Iterable[int]) -> float:

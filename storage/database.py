@@ -72,6 +72,14 @@ class Database:
             yield connection
 
     @contextmanager
+    def moment(self) -> Iterator[sa.Connection]:
+        """A transaction for looking only: all its statements see the database as it is at one moment."""
+        with self.write() as connection:
+            if connection.dialect.name != "sqlite":  # there nobody writes meanwhile
+                connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            yield connection
+
+    @contextmanager
     def alone(self) -> Iterator[sa.Connection]:
         """A connection for several transactions, each by its `begin()`, that is closed afterwards, temporary tables and all."""
         with _in_a_sentence(self.engine.url), self.engine.connect() as connection:

@@ -87,10 +87,9 @@ def set_state(database: Database, generation: int, state: str, plan: str | None 
 
 def read_ends(database: Database, logs: Mapping[str, int]) -> tuple[list[Position], dict[tuple[str, int], int]]:
     """The live checkpoints, and the committed ends of `logs` in their generations, as one transaction left them."""
-    with database.write() as connection:
-        # Locked, where a database lets several write: no commit comes in between.
+    with database.moment() as connection:  # no commit comes in between
         live = sa.select(_CHECKPOINT).where(_CHECKPOINT.c.live.is_(True)).order_by(_CHECKPOINT.c.id)
-        rows = connection.execute(live.with_for_update(read=True)).mappings().all()
+        rows = connection.execute(live).mappings().all()
         ends = connection.execute(sa.select(_END.c.log, _END.c.generation, _END.c.partition, _END.c.end)).all()
     found = [Position(**{key: value for key, value in row.items() if key != "committed_at"}) for row in rows]
     return found, {(log, part): end for log, generation, part, end in ends if logs.get(log) == generation}

@@ -13,8 +13,8 @@ from storage.errors import AfterlogError, UsageError
 from storage.segment import fsync_directory, fsync_file, make_directory
 
 _USER = re.compile(r"(?<=://)[^/]*@")
-_CUT_SHORT = re.compile(r"://[^/@]*:[^/@]*/[^?]*@")
-"""A password with a / in it: the rest would be taken for a path, and told."""
+_CUT_SHORT = re.compile(r"://[^/?#]*:[^/?#]*[/?#].*@")
+"""A password that may go on behind what looks like the host: the rest would be taken for a path, and told."""
 _BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss", "r2"})
 """Where there are no folders to be made, and the attempt might make a bucket of a misspelt name."""
 
@@ -25,7 +25,8 @@ class Remote:
     def __init__(self, url: str) -> None:
         if _CUT_SHORT.search(url):
             raise UsageError(
-                "setting AFTERLOG_ARCHIVE_URL: it cannot be read", do="A / in a password is written %2F, an @ %40"
+                "setting AFTERLOG_ARCHIVE_URL: it cannot be read: an @ stands behind the host",
+                do="Use a password without / ? # (most file systems take it as written, also a %2F), or none, and no @ in the path",
             )
         self._url = url
         self._fs: Any = None

@@ -40,8 +40,10 @@ def begin_retry(database: Database, place: Place, *, force: bool) -> None:
     """
     with database.write() as connection:
         # Not looked at first: two who look at once would both find nothing.
-        if not _set(connection, place, "BEGUN", -1, -1, over=force):
-            before = connection.execute(_READ, place._asdict()).one()
+        while not _set(connection, place, "BEGUN", -1, -1, over=force):
+            before = connection.execute(_READ, place._asdict()).first()
+            if before is None:
+                continue  # it was forgotten just now
             there = f"{place.log}:{before.to_partition}:{before.to_offset}"
             raise UsageError(
                 "this line was tried again before",

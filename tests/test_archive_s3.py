@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import fsspec  # type: ignore[import-untyped]  # it brings no types
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]  # likewise
 
 from storage import subject
 from storage.door import append_lines
@@ -96,11 +100,57 @@ def test_a_search_by_several_processes_does_not_fork_what_is_connected_to_a_buck
     assert there == here
 
 
-def test_a_password_that_would_be_taken_for_a_path_is_refused_untold() -> None:
-    with pytest.raises(UsageError, match=r"AFTERLOG_ARCHIVE_URL: it cannot be read.*%2F") as raised:
-        Remote("sftp://ann:hunter/2@host/bucket")
+@pytest.mark.parametrize(
+    "login", ["ann:hunter/2", "ann@home:hunter/2", "ann:h@hunter/2", "ann:hunter?2", "ann:hunter#2"]
+)
+def test_a_password_that_would_be_taken_for_a_host_or_path_is_refused_untold(login: str) -> None:
+    with pytest.raises(
+        UsageError, match=r"AFTERLOG_ARCHIVE_URL: it cannot be read.*a password without / \? #"
+    ) as raised:
+        Remote(f"sftp://{login}@host/bucket")
     assert "hunter" not in str(raised.value)
-    assert Remote("s3://bucket/ann@home").shown == "s3://bucket/ann@home"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("s3://bucket/ann@home", "s3://bucket/ann@home"),
+        ("sftp://host/ann@home", "sftp://host/ann@home"),
+        ("sftp://ann:hunter@2@host:22/bucket", "sftp://***@host:22/bucket"),
+        ("sftp://ann:hunter2@host/bucket?token=hunter", "sftp://***@host/bucket"),
+    ],
+)
+def test_a_place_is_shown_without_its_password(url: str, shown: str) -> None:
+    assert Remote(url).shown == shown
+
+
+def test_threads_that_open_a_place_at_once_all_look_in_the_same_folder() -> None:
+    looked = threading.Event()
+
+    class Folder(str):
+        """As it is to a thread that is interrupted just there."""
+
+        __slots__ = ()
+
+        def __str__(self) -> str:
+            looked.wait(1)
+            return self[:]
+
+    class Slow(MemoryFileSystem):  # type: ignore[misc]  # fsspec brings no types
+        protocol = "slow"
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return Folder(path.removeprefix("slow://"))
+
+        def exists(self, path: str, **_: Any) -> bool:
+            looked.set()
+            return path == "place/folder/x"
+
+    fsspec.register_implementation("slow", Slow, clobber=True)
+    remote = Remote("slow://place/folder")
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(remote.exists, ["x"] * 2)) == [True, True]
 
 
 @pytest.mark.parametrize(

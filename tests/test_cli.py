@@ -196,8 +196,8 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("url", "part"),
         [
-            ("smpt://ann:hunter2@h", "scheme of the mail URL"),
-            ("smtp://ann:hunter2@h:99999", "port of the smtp mail URL"),
+            ("smpt://ann:hunter2@h", "setting AFTERLOG_MAIL_URL: scheme of the mail URL"),
+            ("smtp://ann:hunter2@h:99999", "setting AFTERLOG_MAIL_URL: port of the smtp mail URL"),
             ("smtp://h?cafile=none.pem", "none.pem"),
         ],
     )
@@ -206,6 +206,7 @@ class TestSettings:
     ) -> None:
         done = command("deliver", "--no-prefect", mail_url=url)
         assert (done.code, part in done.err) == (2, True), done.err
+        assert (done.out == b"") == ("setting" in part), "the URL is looked at first, its files when they are needed"
         assert "hunter2" not in done.err
         assert "Traceback" not in done.err
 

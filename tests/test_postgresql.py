@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage import steps
+from storage.brake import PAUSED, STOPPED, put_on, read_brake, release
 from storage.commit import load_position
 from storage.contacts import Entry, list_contacts, save_contacts
 from storage.database import Database
 from storage.door import append_lines
 from storage.errors import AfterlogError, ConflictError, UsageError
-from storage.generations import read_ends
+from storage.generations import LIVE, Move, move, read_ends
 from storage.outbox import Outbox
 from storage.postgresql import escape, unescape
-from storage.retries import Place, begin_retry
+from storage.retries import Place, begin_retry, forget_retry
 from storage.settings import load_settings
+from storage.staged import staging
 from storage.state import StateStore
 from storage.store import Store
 from storage.times import now
@@ -212,7 +214,7 @@ def test_what_is_due_at_the_same_moment_comes_in_code_points_whatever_language_t
     assert [key for some in states().due_before(2, 1) for key, _ in some] == pending
 
 
-def test_positions_and_ends_are_of_one_moment(url: str, make_store: MakeStore) -> None:
+def test_positions_and_ends_are_of_one_moment_and_keep_nobody_from_committing(url: str, make_store: MakeStore) -> None:
     store, other = make_store("one", database_url=url), make_store("other", database_url=url)
     load_position(store.database, "derive", 1, "events", 0)
     with store.database.write() as connection:
@@ -225,19 +227,32 @@ def test_positions_and_ends_are_of_one_moment(url: str, make_store: MakeStore) -
             connection.execute(sa.text('UPDATE checkpoint SET "offset" = 1000, commit = commit + 1'))
             connection.execute(sa.text('UPDATE committed_end SET "end" = 777'))
 
-    committing = threading.Thread(target=commit_meanwhile)
+    with ThreadPoolExecutor(1) as pool:
+        committing: list[Future[None]] = []
 
-    def between(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if "FROM committed_end" in statement and committing.ident is None:
-            committing.start()
-            committing.join(1)
+        def between(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            if "FROM committed_end" in statement and not committing:
+                committing.append(pool.submit(commit_meanwhile))
+                committing[0].result(10)
 
-    sa.event.listen(store.database.engine, "before_cursor_execute", between)
-    [position], ends = read_ends(store.database, {"reactions": 1})
-    committing.join()
-    assert (position.offset, ends["reactions", 0]) in ((0, 0), (1000, 777))
+        sa.event.listen(store.database.engine, "before_cursor_execute", between)
+        [position], ends = read_ends(store.database, {"reactions": 1})
+    assert (position.offset, ends["reactions", 0]) == (0, 0)
     [position], ends = read_ends(store.database, {"reactions": 1})
     assert (position.offset, ends["reactions", 0]) == (1000, 777)
+
+
+def test_positions_are_there_while_a_promotion_turns_them(url: str, make_store: MakeStore) -> None:
+    store, other = make_store("one", database_url=url), make_store("other", database_url=url)
+    load_position(store.database, "derive", 1, "events", 0)
+    load_position(store.database, "derive", 2, "events", 0, live=False)
+    with ThreadPoolExecutor(1) as pool:
+        with other.database.write() as connection:
+            connection.execute(sa.text("UPDATE checkpoint SET live = NOT live"))
+            reading = pool.submit(read_ends, store.database, {})
+            wait([reading], 1)
+        positions, _ = reading.result()
+    assert len(positions) == 1
 
 
 def test_of_two_who_try_a_line_again_at_once_one_is_refused(url: str, make_store: MakeStore) -> None:
@@ -254,3 +269,63 @@ def test_of_two_who_try_a_line_again_at_once_one_is_refused(url: str, make_store
     told = [each.exception() for each in tries]
     assert sorted(map(type, told), key=str) == [type(None), UsageError]
     assert "this line was tried again before" in "".join(map(str, told))
+
+
+def test_a_try_that_is_forgotten_while_another_is_refused_leaves_the_line_to_that_one(
+    url: str, make_store: MakeStore
+) -> None:
+    store, other, place = (
+        make_store("one", database_url=url), make_store("other", database_url=url), Place("events", 0, 5)
+    )  # fmt: skip
+    begin_retry(other.database, place, force=False)
+
+    def forget(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "FROM retried" in statement:
+            forget_retry(other.database, place)
+
+    sa.event.listen(store.database.engine, "before_cursor_execute", forget)
+    begin_retry(store.database, place, force=False)
+    with pytest.raises(UsageError, match="a try whose end is not known"):
+        begin_retry(other.database, place, force=False)
+
+
+@pytest.mark.parametrize("released", [False, True])  # without and with a row
+def test_of_two_who_put_the_brake_on_at_once_both_get_the_one_that_holds(
+    url: str, make_store: MakeStore, released: bool
+) -> None:
+    store, both = make_store(database_url=url), threading.Barrier(2)
+    if released:
+        release(store.database)
+
+    def together(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "INSERT INTO brake" in statement:
+            both.wait(10)
+
+    sa.event.listen(store.database.engine, "before_cursor_execute", together)
+    with ThreadPoolExecutor(2) as pool:
+        given = list(pool.map(lambda state: put_on(store.database, state, f"by {state}"), (PAUSED, STOPPED)))
+    assert given == [read_brake(store.database)] * 2
+
+
+def test_a_commit_between_a_promotions_look_and_its_turn_is_refused(url: str, make_store: MakeStore) -> None:
+    store, other = make_store("one", database_url=url), make_store("other", database_url=url)
+    position = load_position(store.database, "derive", 1, "events", 0)
+    load_position(store.database, "derive", 2, "events", 0, live=False)
+
+    def commit_meanwhile() -> int:
+        swap = 'UPDATE checkpoint SET "offset" = 9, commit = commit + 1 WHERE id = :id AND commit = 0 AND live'
+        with other.database.write() as connection:
+            return connection.execute(sa.text(swap), {"id": position.id}).rowcount
+
+    with ThreadPoolExecutor(1) as pool:
+        committing: list[Future[int]] = []
+
+        def between(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            if statement.startswith("DELETE FROM live_generation"):
+                committing.append(pool.submit(commit_meanwhile))
+                wait(committing, 1)
+
+        sa.event.listen(store.database.engine, "before_cursor_execute", between)
+        with staging(store.database) as staged:
+            move(staged, Move({"reactions": 2}, {"derive": (1, 2)}, expected=[position]), 2, LIVE)
+    assert [each.result() for each in committing] == [0]
