@@ -143,6 +143,19 @@ class TestWhenABasketIsAbandoned:
         assert story(add(0), tick(45 * M), timeout="45m") == []
         assert story(add(0), tick(45 * M + 1), timeout="45m") == [("left", 15, 0, 45 * M + 1)]
 
+    @pytest.mark.parametrize(
+        "subject",
+        [
+            '"subject": 5, "subject": {"id": 15, "type": "CUSTOMER"}',
+            '"subject": {"id": null, "id": 15, "type": "CUSTOMER"}',
+            '"subject": {"id": 1, "id": 15, "type": "CUSTOMER"}',
+        ],
+    )
+    def test_of_a_key_that_a_cause_has_twice_the_last_one_counts(self, story: Story, subject: str) -> None:
+        line = add(0).replace(b'"subject": {"id": 15, "type": "CUSTOMER"}', subject.encode())
+        assert line != add(0)
+        assert story(line, add(5, customer="16"), tick(30 * M + 1)) == [("left", 15, 0, 30 * M + 1)]
+
     def test_any_interaction_puts_it_off(self, story: Story) -> None:
         assert story(add(0), browse(20 * M), tick(50 * M)) == []
         assert story(add(0), browse(20 * M), tick(50 * M + 1)) == [("left", 15, 20 * M, 50 * M + 1)]
@@ -388,6 +401,7 @@ class TestBasket:
             ([add(0), add(1, item='{"id": 1}'), add(2, item='{"id": 3, "count": -0.5}')], '[{"id": 1}]'),
             ([add(0), add(1, item='{"id": 1}'), remove(2, '{"item": {"id": 3}}'), add(3)], f'[{{"id": 1}}, {LEMON}]'),
             ([add(0), add(1, item='{"id": 3, "count": 0}'), add(2, item='{"id": 3, "count": 2}')], '[{"id": 3, "count": 2}]'),
+            ([add(0), remove(1, '{"item": 7, "item": {"id": null, "id": 3}}'), add(2, item='{"id": 1}')], '[{"id": 1}]'),
             ([add(0), remove(1, '{"item": {"id": 9}}'), remove(2, '{"item": {"id": true}}'), remove(3, "{}"), remove(4, "7")],
              f"[{LEMON}]"),
             ([add(0), order(1), add(2, item='{"id": 8}')], '[{"id": 8}]'),
@@ -493,6 +507,11 @@ class TestDerive:
         assert given(store, "derive", did("SUBMIT_TAX", 0, obj=obj)) == []
         [row] = [r for r in read_status(store, build_topology(store.settings)).processors if r.processor == "derive"]
         assert (row.read, row.processed, row.ignored) == (1, 0, 1)
+
+    @pytest.mark.parametrize("obj", ['{"id": null, "id": 901}', '{"id": 900, "id": 901}'])
+    def test_of_an_id_that_stands_there_twice_the_last_one_counts(self, fresh: Fresh, obj: str) -> None:
+        [event] = given(fresh(), "derive", did("SUBMIT_TAX", 0, obj=obj))
+        assert event["object"]["id"] == 901
 
     def test_an_id_beyond_64_bits_goes_through(self, fresh: Fresh) -> None:
         [event] = given(fresh(), "derive", did("SUBMIT_TAX", 0, obj=f'{{"id": {2**70}}}'))

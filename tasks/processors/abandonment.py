@@ -14,6 +14,7 @@ import msgspec
 import orjson
 
 from storage.event import Batch, Event
+from storage.judge import judge
 from storage.times import DAY
 from tasks.processors import basket, contract
 
@@ -61,6 +62,13 @@ class _Caused(msgspec.Struct):
 
 
 _decode_caused = msgspec.json.Decoder(_Caused).decode
+
+
+def _subject_of(cause: bytes) -> int | str:
+    try:
+        return _decode_caused(cause).subject.id
+    except msgspec.MsgspecError:
+        return judge(cause, 0, 0).id  # a key that stands there twice, say: the last one counts
 
 
 class Processor(contract.Processor[Customer]):
@@ -144,7 +152,7 @@ class Processor(contract.Processor[Customer]):
 
     def _flag(self, customer: Customer, inserted_at: int, out: contract.Output) -> None:
         cause = out.line(customer.cause)
-        subject = _decode_caused(cause).subject.id
+        subject = _subject_of(cause)
         customer.flagged = True
         # An order counts within 7 days of the abandonment, and 30 days late at most.
         oldest = inserted_at - RECOVER - FORGET

@@ -32,20 +32,11 @@ def kept(read: Callable[[bytes], T]) -> Callable[[bytes], T]:
     return lambda item: remembered(item) if len(item) <= _LONGEST_KEPT else read(item)
 
 
-class _Named(msgspec.Struct):
-    id: int | str
-
-
-class _Removed(msgspec.Struct):
-    item: _Named
-
-
 class _Order(msgspec.Struct):
     value: Raw | UnsetType = UNSET
     basket: Raw | UnsetType = UNSET
 
 
-_decode_removed = msgspec.json.Decoder(_Removed).decode
 _decode_order = msgspec.json.Decoder(_Order).decode
 _decode_id = msgspec.json.Decoder(int | str).decode
 _decode_fields = msgspec.json.Decoder(Fields).decode
@@ -84,8 +75,8 @@ def _one(item: bytes) -> bytes:
 def removed_key(event: Event) -> str | None:
     """Which item a REMOVED event takes out; None where it names none."""
     try:
-        return str(_decode_removed(event.object).item.id)
-    except msgspec.MsgspecError:
+        return item_key(_decode_fields(_decode_fields(event.object)["item"]))
+    except (KeyError, msgspec.MsgspecError):
         return None
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from msgspec import Raw
 
 from storage.event import Batch, Event
 from tasks.processors import contract
@@ -27,18 +28,16 @@ class Rule:
     recipient: Callable[[Event], dict[str, Any] | None]
 
 
-class _Named(msgspec.Struct):
-    id: int | str
-
-
-_decode_named = msgspec.json.Decoder(_Named).decode
+_decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode  # of a key that stands there twice the last one
+_decode_id = msgspec.json.Decoder(int | str).decode
 
 
 def client_of_object(event: Event) -> dict[str, Any] | None:
     """The client whose id the object carries."""
     try:
-        return {"id": contract.json_id(_decode_named(event.object).id), "type": "CLIENT"}
-    except msgspec.MsgspecError:
+        ident = _decode_id(_decode_fields(event.object)["id"])
+        return {"id": contract.json_id(ident), "type": "CLIENT"}
+    except (KeyError, msgspec.MsgspecError):
         return None
 
 
