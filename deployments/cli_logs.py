@@ -72,7 +72,8 @@ def read(
 ) -> None:
     """Write the raw lines of LOG to standard output, and nothing else.
 
-    A derived log ends at its committed end. A log that was never written is empty.
+    A derived log ends at its committed end. A log that was never written is empty; of one that was, only a generation or partition
+    that there ever was can be read.
 
     Args:
         log: the log to read.
@@ -87,6 +88,7 @@ def read(
     derived = check_log_name(log) in topology.derived_logs() | {DELIVERIES}
     if generation is None:
         generation = Look(store).live_generation(log) if derived else 1
+    _check_place(store, log, derived, generation, partition)
     reading = _Reading(store, log, derived, generation)
     partitions = store.partitions(log, generation) if partition is None else [partition]
     positions = {part: reading.place(part, from_) for part in partitions}
@@ -95,6 +97,29 @@ def read(
         positions[part] = reading.write(part, positions[part], stops[part])
     if follow:
         _follow(reading, positions, stops, [store.directory(log, part, generation) for part in partitions])
+
+
+def _check_place(store: Store, log: str, derived: bool, generation: int, partition: int | None) -> None:
+    """Refuse what a person has misspelt; a log that was never written is empty, wherever one looks.
+
+    Raises:
+        UsageError: the log is there, and never had such a generation or partition.
+    """
+    if log not in store.logs():
+        return
+    if generation != 1:
+        made = Look(store).rows("SELECT generation FROM replay ORDER BY generation") if derived else []
+        known = [1, *(row["generation"] for row in made)]
+        if generation not in known:
+            raise UsageError(
+                "no such generation", where=log, found=generation, expected=" or ".join(map(str, known)),
+                do="See: afterlog replays list",
+            )  # fmt: skip
+    if partition is not None:
+        parts = sorted({*store.partitions(log, 1), *store.partitions(log, generation)})
+        if partition not in parts:
+            expected = str(parts[0]) if len(parts) == 1 else f"{parts[0]} to {parts[-1]}"
+            raise UsageError("no such partition", where=log, found=partition, expected=expected)
 
 
 def _follow(

@@ -292,6 +292,25 @@ class TestAppendAndRead:
         assert command("read", "events").out == b"".join(parts)
         assert command("read", "events", "--partition", "1").out == parts[1]
 
+    def test_a_partition_or_generation_that_there_never_was_is_refused(self, command: Command, tmp_path: Path) -> None:
+        (tmp_path / "lines").write_bytes(b"\n".join([*(tax(n) for n in range(20)), b""]))
+        command("append", "events", "lines", partitions="3")
+        command("process", "--no-prefect", "--as-of", "log-end")
+        refused(command("read", "events", "--partition", "-1"), "events: no such partition; found -1, expected 0 to 2")
+        refused(command("read", "events", "--partition", "3"), "events: no such partition; found 3, expected 0 to 2")
+        refused(command("read", "events", "--generation", "2"), "events: no such generation; found 2, expected 1")
+        for none in ("99", "0", "-1", str(10**20)):
+            refused(command("read", "reactions", "--generation", none), f"reactions: no such generation; found {none}")
+        assert command("read", "reactions", "--generation", "1").out
+        assert command("read", "baskets", "--partition", "2") == (0, b"", "")  # it is there, and has no line
+        assert command("replay", "derive", "--no-prefect", "--name", "one").code == 0
+        assert command("read", "reactions", "--generation", "2").out == command("read", "reactions").out
+        assert command("replays", "discard", "one").code == 0
+        assert command("read", "reactions", "--generation", "2") == (0, b"", "")
+        refused(
+            command("read", "reactions", "--generation", "3"), "found 3, expected 1 or 2. See: afterlog replays list"
+        )
+
 
 class TestWork:
     def test_process_and_deliver_tell_their_counts_as_plain_lines_in_a_pipe(

@@ -177,7 +177,8 @@ def test_whoever_looks_back_gets_rows_and_never_a_traceback(home: Path, asked: A
         f"baskets:{10**20}:{10**20}",
     ):
         asked(2, "why", "--", ident)
-    assert asked(0, "read", "baskets", "--partition", str(10**20), "--generation", str(10**20)) == b""
+    asked(2, "read", "baskets", "--partition", str(10**20), "--generation", str(10**20))
+    assert asked(0, "read", "never-heard-of", "--partition", str(10**20), "--generation", str(10**20)) == b""
     for wrong in (
         ["../x"],
         ["\udcff"],
