@@ -175,10 +175,7 @@ class Settings(BaseSettings):
         """The database's URL: what was set, else SQLite in HOME."""
         if self.database_url is not None:
             return self.database_url.get_secret_value()
-        file = str(self.home.resolve() / "afterlog.db")
-        if set(file) & set("?%"):  # a URL would mean something else by it
-            raise UsageError("HOME has a ? or % in its name", found=file, do="Choose another folder: AFTERLOG_HOME")
-        return f"sqlite:///{file}"
+        return f"sqlite:///{self.home.resolve() / 'afterlog.db'}"
 
 
 def load_settings(**overrides: object) -> Settings:
@@ -191,7 +188,7 @@ def load_settings(**overrides: object) -> Settings:
     if CONFIG in os.environ and not _config().is_file():
         raise UsageError(f"{CONFIG} names no file", found=str(_config()), do="Correct it, or leave it out")
     try:
-        return Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks them
+        settings = Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks them
     except ValidationError as error:
         first = error.errors()[0]
         name = "__".join(str(part) for part in first["loc"])
@@ -204,6 +201,10 @@ def load_settings(**overrides: object) -> Settings:
         raise UsageError(f"settings: {error}", do="Correct it and start again") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise UsageError(f"no TOML: {error}", where=str(_config()), do="Correct it and start again") from error
+    home = str(settings.home.resolve())
+    if settings.database_url is None and set(home) & set("?%"):  # the database's URL would mean something else by it
+        raise UsageError("setting AFTERLOG_HOME: a ? or % in its name", where=home, do="Choose another folder")
+    return settings
 
 
 def _shown(name: int | str, value: object) -> str | None:

@@ -154,7 +154,6 @@ class TestSettings:
             ({"timeout": "9" * 400 + "d"}, ["AFTERLOG_TIMEOUT", "expected a length of time of 100 years at most"]),
             ({"not_after": "36526d"}, ["AFTERLOG_NOT_AFTER", "expected a length of time of 100 years at most"]),
             ({"home": ""}, ["AFTERLOG_HOME", "expected a folder"]),
-            ({"home": "what?now"}, ["HOME has a ? or % in its name", "Choose another folder: AFTERLOG_HOME"]),
             ({"timeuot": "30m"}, ["no such setting: AFTERLOG_TIMEUOT", "Did you mean AFTERLOG_TIMEOUT?"]),
             ({"partitions": "0"}, ["AFTERLOG_PARTITIONS", "greater than or equal to 1", "'0'"]),
             ({"partitions": "many"}, ["AFTERLOG_PARTITIONS", "'many'"]),
@@ -209,6 +208,21 @@ class TestSettings:
         assert (done.out == b"") == ("setting" in part), "the URL is looked at first, its files when they are needed"
         assert "hunter2" not in done.err
         assert "Traceback" not in done.err
+
+    @pytest.mark.parametrize("name", ["what?now", "a%20b"])
+    def test_a_home_that_no_url_can_name_is_refused_before_anything_is_in_it(
+        self, command: Command, tmp_path: Path, name: str
+    ) -> None:
+        home, lines = tmp_path / name, tmp_path / "lines"
+        lines.write_bytes(b'{"a":1}\n')
+        refused(
+            command("append", "events", str(lines), home=str(home)),
+            f"{home}: setting AFTERLOG_HOME: a ? or % in its name",
+        )
+        assert not home.exists()
+        assert (
+            command("append", "events", str(lines), home=str(home), database_url=f"sqlite:///{tmp_path}/x.db").code == 0
+        )
 
     def test_the_environment_is_stronger_than_the_file(self, command: Command, home: Path, tmp_path: Path) -> None:
         (tmp_path / "afterlog.toml").write_text('timeout = "45m"\npartitions = 3\n[anomalies]\nsamples = 7\n')
