@@ -74,15 +74,7 @@ class FinalTick:
     def _time(self, run: Run, clock: Clock, taken: Sequence[Position]) -> int:
         if self._as_of == "now":
             return now() - run.store.settings.settle
-        if self._as_of != "log-end":
-            return self._as_of
-        greatest, latest = greatest_clock(run, clock, taken), now() + run.store.settings.ahead
-        if greatest > latest:  # written down, it would make every tick before it one that changes nothing
-            raise UsageError(
-                "log-end lies ahead: a line says that it happened later than now", found=show(greatest),
-                expected=f"at most {show(latest)}", do="Everything was processed; give --as-of now",
-            )  # fmt: skip
-        return greatest
+        return greatest_clock(run, clock, taken) if self._as_of == "log-end" else self._as_of
 
 
 def parse_moment(text: str, what: str, words: str) -> int:

@@ -23,6 +23,7 @@ from storage.door import append_lines
 from storage.locks import locked
 from storage.store import Store
 from tests.conftest import ROOT, afterlog, log_bytes
+from tests.operations import wait_for
 from tests.smtp_server import refusing_port
 
 T0 = 1_700_000_000_000  # 2023-11-14T22:13:20Z
@@ -607,7 +608,7 @@ class TestRealProcesses:
             assert process.stdin is not None
             process.stdin.write(tax(1) + b"\n" + tax(2) + b"\n")
             process.stdin.flush()
-            time.sleep(3)
+            wait_for(lambda: re.search(rf"-> FLOCK .* {process.pid} ", Path("/proc/locks").read_text()))
             process.send_signal(signal.SIGINT)
             _, told = process.communicate(timeout=20)
         words = b"interrupted: 0 lines are in; lines 1 to 2 may be, which the log's end tells\n"
