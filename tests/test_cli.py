@@ -500,7 +500,7 @@ class TestRealProcesses:
                 process.terminate()
                 begun = time.monotonic()
                 rest = process.communicate(timeout=10)
-                assert time.monotonic() - begun < 1
+                assert time.monotonic() - begun < 5  # at once, on a machine that is busy with other tests too
                 assert rest == (b"", b"")
                 assert process.returncode in (0, 130)
         assert b"".join(lines) == log_bytes(home, "reactions")
