@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 
 from deployments.console import say, show_json, show_table
-from storage.errors import UsageError
 from storage.settings import load_settings
 from storage.store import Store
-from storage.times import parse_time, show
+from storage.times import parse_moment, show
 from tasks.time_machine import Basket, basket_at
 from tasks.topology import build_topology
 
@@ -27,8 +26,8 @@ def basket(customer: str, *, at: str | None = None, known_at: str | None = None,
     """
     settings = load_settings()
     found = basket_at(
-        Store(settings), build_topology(settings), customer, at=moment("--at", at),
-        known_at=moment("--known-at", known_at), processes=processors(),
+        Store(settings), build_topology(settings), customer, at=_moment(at, "--at"),
+        known_at=_moment(known_at, "--known-at"), processes=processors(),
     )  # fmt: skip
     if json:
         show_json(found)
@@ -36,25 +35,13 @@ def basket(customer: str, *, at: str | None = None, known_at: str | None = None,
         _show(found)
 
 
-def moment(option: str, text: str | None) -> int | None:
-    """A time as a person writes it: milliseconds (or seconds) since 1970, or RFC 3339.
-
-    Raises:
-        UsageError: it is none.
-    """
-    if text is None:
-        return None
-    millis = parse_time(int(text) if text.isascii() and text.isdigit() and len(text) < 20 else text)
-    if millis is None:
-        raise UsageError(
-            f"{option} is no time", found=repr(text), expected="milliseconds, or RFC 3339 such as 2026-01-31T12:00:00Z"
-        )
-    return millis
-
-
 def processors() -> int:
     """How many processes may look through a large log at a time."""
     return min(len(os.sched_getaffinity(0)), 8)
+
+
+def _moment(text: str | None, option: str) -> int | None:
+    return None if text is None else parse_moment(text, option)
 
 
 def _show(found: Basket) -> None:

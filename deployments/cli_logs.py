@@ -21,7 +21,7 @@ from storage.manifest import place_before
 from storage.reader import PartitionReader
 from storage.settings import load_settings
 from storage.store import DELIVERIES, Store, check_log_name
-from storage.times import parse_time
+from storage.times import parse_time, typed_number
 from tasks.pulse import Pulse
 from tasks.topology import build_topology
 
@@ -108,8 +108,7 @@ def _check_place(store: Store, log: str, derived: bool, generation: int, partiti
     if log not in store.logs():
         return
     if generation != 1:
-        made = Look(store).rows("SELECT generation FROM replay ORDER BY generation") if derived else []
-        known = [1, *(row["generation"] for row in made)]
+        known = Look(store).generations() if derived else [1]
         if generation not in known:
             raise UsageError(
                 "no such generation", where=log, found=generation, expected=" or ".join(map(str, known)),
@@ -153,8 +152,9 @@ class _Reading:
         Raises:
             UsageError: it is neither.
         """
-        if text.isascii() and text.isdigit() and len(text) < 20:
-            return int(text)
+        offset = typed_number(text)
+        if offset is not None:
+            return offset
         millis = parse_time(text)
         if millis is None:
             raise UsageError(

@@ -16,10 +16,11 @@ from storage.errors import AfterlogError, UsageError
 from storage.failures import note_failure
 from storage.settings import Settings, load_settings
 from storage.store import Store
+from storage.times import parse_moment
 from tasks.deliver import DeliverySummary, deliver_to_end
 from tasks.local import Outcome, side_by_side
 from tasks.mail_url import MailUrlError, parse_mail_url
-from tasks.process import AsOf, FinalTick, Summary, check_as_of, follow, parse_moment, process_to_end, start_tick
+from tasks.process import AsOf, FinalTick, Summary, check_as_of, follow, process_to_end, tick_now
 from tasks.run import Run
 from tasks.topology import build_topology
 
@@ -113,7 +114,7 @@ def parse_as_of(text: str) -> AsOf:
     """
     if text == "now" or text == "log-end":  # the type checker narrows this way
         return "now" if text == "now" else "log-end"
-    return parse_moment(text, "--as-of", "now, log-end")
+    return parse_moment(text, "--as-of", "now", "log-end")
 
 
 def _open(settings: Settings, what: str) -> Run:
@@ -123,13 +124,13 @@ def _open(settings: Settings, what: str) -> Run:
 def _process_here(settings: Settings, as_of: AsOf) -> tuple[Run, Outcome]:
     run, final = _open(settings, "process"), FinalTick(as_of)
     if as_of == "now":
-        start_tick(run)
+        tick_now(run)
     return run, side_by_side(run, run.topology.on_raw_logs(), lambda r, name: process_to_end(r, name, final))
 
 
 def _follow_for(settings: Settings, seconds: float) -> tuple[Run, Outcome]:
     run = _open(settings, "process")
-    start_tick(run)
+    tick_now(run)
     run.pulse.start()
     timer = threading.Timer(seconds, run.stop.set)
     timer.start()

@@ -14,7 +14,7 @@ from flows.artifacts import Report
 from flows.running import conclude, not_needed, open_run
 from flows.shift import Shift, Superseded
 from tasks.prefect_tasks import follow_task, process_task
-from tasks.process import AsOf, FinalTick, Summary, check_as_of, start_tick
+from tasks.process import AsOf, FinalTick, Summary, check_as_of, tick_now
 
 # The server checks a form against its schema, but no `format`: the pattern refuses what is no time before anything runs.
 _TIME = r"^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d(\.\d+)?)?([Zz]|[+-]\d\d:?\d\d)?$"
@@ -39,7 +39,7 @@ def _to_end(as_of: AsOf) -> list[Summary]:
     final = FinalTick(check_as_of(as_of))
     with open_run("process", final) as run:
         if as_of == "now":
-            start_tick(run)
+            tick_now(run)
         names = run.topology.on_raw_logs()
         report = Report(run, "process", names)
         ended: list[Summary] = conclude(run, report, "process", names, [process_task.submit(name) for name in names])
@@ -56,14 +56,14 @@ def _shift() -> list[Summary]:
             refused: list[Summary] = not_needed("process", late)
             return refused
         run.pulse.start()
-        start_tick(run)
+        tick_now(run)
         report = Report(run, "process", names)
         futures = [follow_task.submit(name) for name in names]
         report.keep_up()
         with watched(run):
             get_run_logger().info("Shift over: %s", shift.hold(futures))
         wait(futures)
-        start_tick(run)  # and one at the end, whoever applies it
+        tick_now(run)  # whoever applies it
         ended: list[Summary] = conclude(run, report, "process", names, futures)
         return ended
 

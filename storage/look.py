@@ -60,6 +60,10 @@ class Look:
         )  # fmt: skip
         return int(found[0]["end"]) if found else 0
 
+    def generations(self) -> list[int]:
+        """The generations of derived logs that there ever were, also those that were discarded."""
+        return [1, *(row["generation"] for row in self.rows("SELECT generation FROM replay ORDER BY generation"))]
+
     def live_generation(self, log: str) -> int:
         """The generation of a derived log that is live; the first where nothing else was said."""
         found = self.rows("SELECT generation FROM live_generation WHERE log = :log", log=log)

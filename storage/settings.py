@@ -24,6 +24,8 @@ CONFIG = "AFTERLOG_CONFIG"
 """The environment variable that names another file than `afterlog.toml` in the working folder."""
 
 _UNITS = {"ms": 1, "s": 1000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
+_CENTURY = 36_525 * 86_400_000
+"""More would lead to times that no log can name."""
 
 
 def parse_duration(value: object) -> int:
@@ -37,8 +39,6 @@ def parse_duration(value: object) -> int:
     return round(millis)
 
 
-_CENTURY = 36_525 * 86_400_000
-"""More would lead to times that no log can name."""
 Duration = Annotated[int, BeforeValidator(parse_duration), Field(gt=0)]
 """Milliseconds inside; a person writes `30m`."""
 

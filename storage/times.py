@@ -8,6 +8,8 @@ import time
 from datetime import UTC, date, datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 
+from storage.errors import UsageError
+
 SECONDS_BELOW = 100_000_000_000  # a number under this counts seconds, from there on milliseconds
 LATEST = 4_102_444_800_000  # 2100-01-01T00:00:00Z
 DAY = 86_400_000
@@ -28,6 +30,25 @@ def parse_time(value: int | str) -> int | None:
     if isinstance(value, str):
         return _parse_text(value)
     return _in_range(value * 1000 if value < SECONDS_BELOW else value)
+
+
+def typed_number(text: str) -> int | None:
+    """The whole number that a person has typed; None where it is none, or has more digits than any time or offset."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
+
+
+def parse_moment(text: str, what: str, *words: str) -> int:
+    """Milliseconds since 1970 of a time that a person has typed for `what`, where it is none of the `words` that mean one.
+
+    Raises:
+        UsageError: it is no time.
+    """
+    number = typed_number(text)
+    millis = parse_time(text if number is None else number)
+    if millis is None:
+        fits = ", ".join([*words, "RFC 3339 such as 2026-01-31T12:00:00Z, or milliseconds since 1970"])
+        raise UsageError(f"{what} is no time", found=repr(text), expected=fits)
+    return millis
 
 
 def parse_time_literal(literal: str) -> int | None:

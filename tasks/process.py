@@ -16,15 +16,13 @@ from storage.commit import POSITION, Position
 from storage.errors import Stopped, UsageError
 from storage.store import Store
 from storage.tables import Checkpoint
-from storage.times import now, parse_time, show
+from storage.times import now, show
 from tasks.follow import PartitionFollower
 from tasks.run import COLLECTOR, Run
 
 AsOf = int | Literal["now", "log-end"]
 IDLE_WAIT = 1.0
 UNCONFIRMED_WAIT = 0.005
-_DIGITS = 20
-"""No time has as many, and Python refuses to read very many."""
 _CHECKPOINT: sa.Table = Checkpoint.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
 _POSITIONS = sa.select(*POSITION).order_by(_CHECKPOINT.c.id)
 _LIVE_POSITIONS = _POSITIONS.where(_CHECKPOINT.c.live.is_(True))
@@ -77,20 +75,6 @@ class FinalTick:
         return greatest_clock(run, clock, taken) if self._as_of == "log-end" else self._as_of
 
 
-def parse_moment(text: str, what: str, words: str) -> int:
-    """Milliseconds of a time that a person gives for `what`, where it is none of `words`.
-
-    Raises:
-        UsageError: it is no time.
-    """
-    millis = parse_time(int(text) if text.isascii() and text.isdigit() and len(text) < _DIGITS else text)
-    if millis is None:
-        raise UsageError(
-            f"{what} is no time", found=repr(text), expected=f"{words}, RFC 3339, or milliseconds since 1970"
-        )
-    return millis
-
-
 def check_as_of(as_of: AsOf) -> AsOf:
     """`as_of`, if it is not later than now.
 
@@ -107,8 +91,8 @@ def check_as_of(as_of: AsOf) -> AsOf:
     return as_of
 
 
-def start_tick(run: Run) -> Tick | None:
-    """The tick at a run's start: wall time, less what writers may still be busy with."""
+def tick_now(run: Run) -> Tick | None:
+    """A tick of wall time, less what writers may still be busy with: at a run's start, and at a shift's end."""
     with Clock(run.store, run.topology.raw_logs()) as clock:
         return clock.tick(now() - run.store.settings.settle)
 

@@ -176,12 +176,9 @@ class _Promotion:
         if not self.back:
             return versions_of(self.run_, name, partition, self.plan.base, self.plan.changed.get(name, {}))
         left = versions_of(self.run_, name, partition, {**self.plan.base, **self.old}, {})
-        clock = Clock(self.store, self.topology.raw_logs())
         log, writes = self.topology.reads(name), str(self.topology.writes(name))
-        try:
+        with Clock(self.store, self.topology.raw_logs()) as clock:
             own = recorded(clock.versions(), name, self.new[writes], f"{log}/{partition}")
-        finally:
-            clock.close()
         return [*own, *(version for version in left if version.at_clock >= self.plan.moved_at)] or left
 
     def _move(self, staged: Staged, mails: Staging) -> Moved:

@@ -86,11 +86,8 @@ def versions_of(
     """
     topology = run.topology
     log, writes = topology.reads(name), topology.writes(name)
-    clock = Clock(run.store, topology.raw_logs())
-    try:
+    with Clock(run.store, topology.raw_logs()) as clock:
         found = recorded(clock.versions(), name, base.get(writes or "", 1), f"{log}/{partition}")
-    finally:
-        clock.close()
     if not found:
         version = topology.make(name).version()
         found = [Version(Place(0), version["settings"], version["code"])]

@@ -15,8 +15,8 @@ from storage.event import MAX_DERIVED_DEPTH
 from storage.generations import ReplayRow, read_ends
 from storage.settings import Settings, load_settings
 from storage.store import Store
-from storage.times import parse_time, show
-from tasks.process import check_as_of, parse_moment, process_to_end
+from storage.times import parse_moment, parse_time, show, typed_number
+from tasks.process import check_as_of, process_to_end
 from tasks.run import Run
 from tasks.timeline import Place
 from tasks.topology import DECIDES, Topology, build_topology
@@ -173,7 +173,8 @@ def _time(run: Run, reads: set[str], text: str) -> int | None:
     """
     if text == ALL:
         return None
-    if not (text.isascii() and text.isdigit() and len(text) < 20):  # no offset is longer; Python reads no very long one
+    offset = typed_number(text)
+    if offset is None:
         millis = parse_time(text)
         if millis is None:
             raise UsageError(
@@ -188,7 +189,7 @@ def _time(run: Run, reads: set[str], text: str) -> int | None:
             "an offset of which partition?", found=", ".join(f"{log}/{part}" for log, part in places) or "no raw log",
             do="Give a time instead",
         )  # fmt: skip
-    return _walk(run, *places[0], lambda event_offset, _clock: event_offset >= int(text))[1]
+    return _walk(run, *places[0], lambda event_offset, _clock: event_offset >= offset)[1]
 
 
 def _before(run: Run, log: str, partition: int, live: Place, until: int | None) -> tuple[int, int]:
@@ -196,16 +197,14 @@ def _before(run: Run, log: str, partition: int, live: Place, until: int | None) 
     if until is None:
         return live.offset, live.tick_offset
     offset = min(live.offset, _walk(run, log, partition, lambda _offset, clock: clock >= until)[0])
-    clock, at, tick_offset = Clock(run.store, run.topology.raw_logs()), 0, 0
-    try:
+    at = tick_offset = 0
+    with Clock(run.store, run.topology.raw_logs()) as clock:
         while at < live.tick_offset:
             ticks, at = clock.ticks(at, live.tick_offset)
             for tick in ticks:
                 if tick.as_of >= until or tick.ends.get(f"{log}/{partition}", 0) > offset:
                     return offset, tick_offset
                 tick_offset = tick.next_offset
-    finally:
-        clock.close()
     return offset, tick_offset
 
 
@@ -236,7 +235,7 @@ def parse_ticks(text: str) -> Ticks:
     """
     if text == "recorded" or text == "log-end":  # the type checker narrows this way
         return "recorded" if text == "recorded" else "log-end"
-    return parse_moment(text, "as-of", "recorded, log-end")
+    return parse_moment(text, "as-of", "recorded", "log-end")
 
 
 def describe(planned: Planned) -> str:

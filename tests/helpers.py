@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import sqlalchemy as sa
 from storage.settings import load_settings
 from storage.store import Store
 from tasks.local import side_by_side
-from tasks.process import FinalTick, process_to_end
+from tasks.process import FinalTick, follow, process_to_end
 from tasks.run import Run
 from tasks.topology import build_topology
 from tests.conftest import log_bytes, settings_of
@@ -92,3 +94,17 @@ def check_undisturbed(home: Path, before: Sequence[dict[str, bytes]] = ()) -> No
 def parsed(log: bytes) -> list[dict[str, Any]]:
     """The events of a log."""
     return [json.loads(line) for line in log.split(b"\n")[:-1]]
+
+
+@contextmanager
+def followed(store: Store, *names: str) -> Iterator[None]:
+    """A live shift beside the test."""
+    run = Run(store, build_topology(store.settings), "shift")
+    run.pulse.start()
+    thread = threading.Thread(target=lambda: side_by_side(run, names, follow))
+    thread.start()
+    try:
+        yield
+    finally:
+        run.stop.set()
+        thread.join()

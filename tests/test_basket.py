@@ -298,7 +298,7 @@ def test_who_was_never_heard_of_has_an_empty_basket_and_a_time_that_is_none_is_r
     wrong = afterlog(home, "basket", "7", "--at", "yesterday")
     assert wrong.returncode == 2
     assert wrong.stderr.decode() == (
-        "afterlog: --at is no time; found 'yesterday', expected milliseconds, or RFC 3339 such as 2026-01-31T12:00:00Z\n"
+        "afterlog: --at is no time; found 'yesterday', expected RFC 3339 such as 2026-01-31T12:00:00Z, or milliseconds since 1970\n"
     )
 
 

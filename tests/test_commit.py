@@ -34,7 +34,7 @@ from storage.store import Store
 from storage.times import now
 from tasks.follow import PartitionFollower
 from tasks.local import side_by_side
-from tasks.process import AsOf, FinalTick, follow, positions, process_to_end, start_tick
+from tasks.process import AsOf, FinalTick, follow, positions, process_to_end, tick_now
 from tasks.run import Run
 from tasks.status import read_status
 from tasks.topology import build_topology
@@ -69,7 +69,7 @@ def process(store: Store, as_of: AsOf = "log-end") -> tuple[Run, dict[str, Excep
     """All processors on raw logs to the end, side by side; gives the run and what failed."""
     run, final = new_run(store), FinalTick(as_of)
     if as_of == "now":
-        start_tick(run)
+        tick_now(run)
     outcome = side_by_side(run, run.topology.on_raw_logs(), lambda r, name: process_to_end(r, name, final))
     return run, outcome.failures
 

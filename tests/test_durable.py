@@ -196,14 +196,19 @@ class TestBackup:
 
 
 class TestChain:
-    def test_a_short_write_of_an_entry_is_gone_on_with(
-        self, make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def _unsealed(self, make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch) -> Store:
+        """A store whose segments have rolled, as if each appending process had died before it sealed one."""
         store = make_store(segment_bytes=200)
         with monkeypatch.context() as patched:
             patched.setattr(storage.append, "seal_if_possible", lambda _: None)
             for number in range(8):
                 append_lines(store, "events", [tax(number)])
+        return store
+
+    def test_a_short_write_of_an_entry_is_gone_on_with(
+        self, make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = self._unsealed(make_store, monkeypatch)
         real = os.pwrite
         directory = store.directory("events", 0)
         with monkeypatch.context() as patched:
@@ -216,11 +221,7 @@ class TestChain:
     def test_an_entry_that_the_disk_has_no_space_for_is_written_once_there_is(
         self, make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        store = make_store(segment_bytes=200)
-        with monkeypatch.context() as patched:
-            patched.setattr(storage.append, "seal_if_possible", lambda _: None)
-            for number in range(8):
-                append_lines(store, "events", [tax(number)])
+        store = self._unsealed(make_store, monkeypatch)
         real, directory = os.pwrite, store.directory("events", 0)
 
         def nearly_full(handle: int, data: bytes, at: int) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 
 import pytest
 import sqlalchemy as sa
@@ -14,9 +14,10 @@ from storage.clock import Clock
 from storage.door import append_events
 from storage.errors import AfterlogError
 from storage.store import Store
-from tasks.process import Summary, _followers, follow, positions, process_to_end
+from tasks.process import Summary, _followers, positions, process_to_end
 from tasks.run import Run
 from tasks.topology import build_topology
+from tests.helpers import followed
 from tests.operations import wait_for
 
 MakeStore = Callable[..., Store]
@@ -41,22 +42,10 @@ def open_files(store: Store) -> int:
     return sum(link.startswith(str(store.home / "logs")) for link in links)
 
 
-@contextmanager
-def following(run: Run, name: str) -> Iterator[None]:
-    run.pulse.start()
-    thread = threading.Thread(target=follow, args=(run, name))
-    thread.start()
-    try:
-        yield
-    finally:
-        run.stop.set()
-        thread.join()
-
-
 def test_a_partition_that_begins_during_a_run_is_followed_at_once(make_store: MakeStore) -> None:
     store = make_store(partitions=4)
     [(first, _)] = append(store, 1)
-    with following(run_of(store), "derive"):
+    with followed(store, "derive"):
         wait_for(lambda: any(p.offset for p in positions(store)), seconds=20, every=0.02)
         other = next(p for i in range(2, 100) for p, _ in append(store, i) if p not in (0, first))
         end = store.reader("events", other).end()

@@ -16,13 +16,10 @@ from storage.door import append_lines
 from storage.generations import DISCARDED, LIVE, find_replay, list_replays
 from storage.settings import load_settings
 from storage.store import Store
-from tasks.local import side_by_side
-from tasks.process import follow, positions
-from tasks.run import Run
-from tasks.topology import build_topology
+from tasks.process import positions
 from tests import processes
 from tests.conftest import ROOT, afterlog
-from tests.helpers import derived
+from tests.helpers import derived, followed
 from tests.operations import Api, plain_environment, wait_for
 from tests.test_promotion import check_as_ever, history
 from tests.test_replay import line, write
@@ -136,20 +133,6 @@ def served(store: Store, server: str, folder: Path) -> Iterator[Api]:
         process.terminate()
         processes.ended(process)
         httpx.delete(f"{server}/deployments/{api.deployments()['replay/by-hand']['id']}").raise_for_status()
-
-
-@contextlib.contextmanager
-def followed(store: Store, *names: str) -> Iterator[None]:
-    """A live shift beside it."""
-    run = Run(store, build_topology(store.settings), "shift")
-    run.pulse.start()
-    thread = threading.Thread(target=lambda: side_by_side(run, names, follow))
-    thread.start()
-    try:
-        yield
-    finally:
-        run.stop.set()
-        thread.join()
 
 
 def test_a_click_on_cancel_ends_it_leaves_nothing_and_what_is_live_goes_on(
