@@ -75,7 +75,8 @@ def _greatest(lines: list[bytes], clock: int) -> int:
 
     Few lines need the judge: the one that claims more than all others decides, if it is good.
     """
-    claims: list[Any] = alike(lines) or _claims(lines)  # digits, or numbers: to make these of those costs a sixth of an append
+    # Digits, or numbers: to make these of those costs a sixth of an append.
+    claims: list[Any] = alike(lines) or _claims(lines)
     if claims:
         best = max(claims)
         if int(best) <= clock or _clock(lines[claims.index(best)]) == int(best):
