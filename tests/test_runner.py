@@ -1,0 +1,48 @@
+"""The runner as a process: what is told to end ends, whatever it is about to do."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import httpx
+
+from storage.settings import load_settings
+from tests import processes
+from tests.conftest import ROOT
+from tests.operations import Api, plain_environment
+
+
+def _ends_as_a_run_begins() -> None:
+    """A runner that gets its signal when a run is on its way and has no process yet."""
+    from prefect.client.orchestration import get_client
+
+    from deployments.definitions import DEFINITIONS, build
+    from deployments.serve import new_runner
+
+    async def run() -> None:
+        runner = new_runner(query_seconds=1)
+        shift = next(each for each in DEFINITIONS if each.is_shift)
+        ident = await runner.aadd_deployment(await build(shift, load_settings()))
+        async with get_client() as client:
+            await client.create_flow_run_from_deployment(ident, name="on its way")
+        serving = asyncio.create_task(runner.start())
+        while not (runner.started and runner._scheduled_run_poller._submitting_flow_run_ids):
+            await asyncio.sleep(0.001)
+        assert not runner._process_manager.flow_run_ids()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await serving
+
+    asyncio.run(run())
+
+
+def test_a_run_that_is_on_its_way_is_ended_with_the_runner(server: str, tmp_path: Path) -> None:
+    env = plain_environment(tmp_path / "home", PREFECT_API_URL=server, PYTHONPATH=str(ROOT))
+    said, api = tmp_path / "runner.log", Api(server)
+    process = processes.start(_ends_as_a_run_begins, env=env, stdout=said, stderr=said, cwd=ROOT)
+    try:
+        assert processes.ended(process, 30) == 0, said.read_text()  # a shift takes five minutes
+    finally:
+        httpx.delete(f"{server}/deployments/{api.deployments()['process/shift']['id']}").raise_for_status()
