@@ -17,6 +17,7 @@ SHARE = {
     "tests/test_flows.py": "server",
     "tests/test_flows_by_hand.py": "server",
     "tests/test_replay_flow.py": "server",
+    "tests/test_runner.py": "server",
     "tests/test_why.py::test_the_flow_answers_the_same_and_links_the_run": "server",
     "tests/test_alerts.py::test_every_alert_reaches_the_block_and_applying_twice_leaves_one_of_each": "other server",
     "tests/test_deployments.py::test_a_runner_and_a_worker_register_the_same_and_do_the_same": "other server",
