@@ -72,7 +72,7 @@ class SmtpServer:
         tls: Literal["starttls", "implicit"] | None = None,
         login: tuple[str, str] | None = None,
         utf8: bool = True,
-        timeout: float = 5,
+        timeout: float = 60,  # a busy machine may stand still for long
     ) -> None:
         self.faults = deque(faults)
         self.inbox: list[Received] = []
