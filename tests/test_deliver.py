@@ -563,11 +563,7 @@ class TestUnusable:
         change: Any,
         reason: str,
     ) -> None:
-        (tmp_path / "mailer.py").write_text(MAILER)
-        monkeypatch.syspath_prepend(tmp_path)
-        monkeypatch.setitem(sys.modules, "mailer", None)
-        del sys.modules["mailer"]
-        store = make_store(processors=("mailer",))
+        store = self._with_mailer(make_store, tmp_path, monkeypatch)
         save_contacts(store.database, [ANN])
         good = GOOD | {"context": GOOD["context"] | {"not_after": now() + MINUTE}}
         bad = good | {"event": {"id": "mailer/bad"}} | {part: change}
@@ -586,6 +582,29 @@ class TestUnusable:
         ]
         assert deliver(store).taken_in == 0
         assert len(outcomes(store)) == 2
+
+    def test_only_the_log_of_baskets_says_what_became_of_an_abandonment(
+        self, make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = self._with_mailer(make_store, tmp_path, monkeypatch)
+        said = GOOD | {"verb": "RECOVERED_BASKET", "context": {"at": 1650549837170, "abandonment": "a/b"}}
+        odd = GOOD | {"verb": "ABANDONMENT_RETRACTED", "context": "none", "event": {"id": "mailer/odd"}}
+        context = {"at": now() - MINUTE}
+        append_events(
+            store, "events", [{"subject": {"id": 1}, "verb": "X", "object": o, "context": context} for o in (said, odd)]
+        )
+        process_to_end(run_of(store), "mailer", None)
+        assert deliver(store).taken_in == 0
+        assert log_bytes(store.home, "own-mails").count(b"abandonment") == 1
+        with store.database.read() as connection:
+            assert connection.execute(sa.text("SELECT * FROM settled")).all() == []
+
+    def _with_mailer(self, make_store: MakeStore, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+        (folder / "mailer.py").write_text(MAILER)
+        monkeypatch.syspath_prepend(folder)
+        monkeypatch.setitem(sys.modules, "mailer", None)
+        del sys.modules["mailer"]
+        return make_store(processors=("mailer",))
 
 
 class TestTwoRuns:
