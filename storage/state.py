@@ -74,7 +74,7 @@ class StateStore(Generic[S]):
         found = self._changed.get(key)
         if found is None and key not in self._changed:
             found = self._cache.get(key)
-            if found is None and not self.complete:
+            if found is None and not self.complete and key not in self._cache:
                 self.prefetch([key])
                 found = self._cache[key]
         return found
