@@ -19,7 +19,7 @@ from storage.store import Store
 from storage.times import parse_moment
 from tasks.deliver import DeliverySummary, deliver_to_end
 from tasks.local import Outcome, side_by_side
-from tasks.mail_url import MailUrlError, parse_mail_url
+from tasks.mail_url import parse_mail_url
 from tasks.process import AsOf, FinalTick, Summary, check_as_of, follow, process_to_end, tick_now
 from tasks.run import Run
 from tasks.topology import build_topology
@@ -85,10 +85,7 @@ def deliver(
     if limit is not None and limit < 1:
         raise UsageError("--limit is too small", found=limit, expected="at least 1")
     settings = load_settings()
-    try:
-        parse_mail_url(settings.mail_url.get_secret_value())  # before anything is done
-    except MailUrlError as error:
-        raise UsageError(f"setting AFTERLOG_MAIL_URL: {error}", do="Correct it and start again") from error
+    parse_mail_url(settings.mail_url.get_secret_value())  # before anything is done
     if prefect:
         use_prefect(settings)
         from prefect import tags  # after the environment: Prefect reads it at import

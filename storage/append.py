@@ -78,6 +78,7 @@ class PartitionWriter:
             raise AppendError(
                 f"cannot make the last lines durable, which the machine's power may take: {error.strerror}", where=str(tail.path),
                 offsets=offsets if failure is None else failure.offsets, missing=[] if failure is None else failure.missing,
+                durable=False,
             ) from error  # fmt: skip
         reached("append-synced")
         if rolled:

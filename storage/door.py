@@ -110,7 +110,8 @@ def _of_all(
     missing = [index for index in range(count) if index not in places]
     if not missing:
         return AfterlogError(error.what, where=error.where, do=f"All {count} lines are in: append none of them again")
-    return AppendError(error.what, where=error.where, offsets=[places[i] for i in sorted(places)], missing=missing)
+    offsets = [places[i] for i in sorted(places)]
+    return AppendError(error.what, where=error.where, offsets=offsets, missing=missing, durable=error.durable)
 
 
 def append_events(

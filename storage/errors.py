@@ -48,12 +48,12 @@ class ConflictError(AfterlogError):
 class AppendError(AfterlogError):
     """A write failed half way: `offsets` of the lines that are in, and the indexes of those that are `missing`.
 
-    A retry passes only the missing ones.
+    A retry passes only the missing ones. Where an fsync failed, not all that are in are `durable`: the machine's power may take them.
     """
 
-    def __init__(self, what: str, *, where: str, offsets: list[int], missing: list[int]) -> None:
+    def __init__(self, what: str, *, where: str, offsets: list[int], missing: list[int], durable: bool = True) -> None:
         super().__init__(what, where=where, do=f"{len(offsets)} lines are in; append the rest again, nothing else")
-        self.offsets, self.missing = offsets, missing
+        self.offsets, self.missing, self.durable = offsets, missing, durable
 
 
 class Stopped(AfterlogError):

@@ -13,12 +13,12 @@ _PORTS = {"smtp": 25, "smtps": 465}
 
 
 class MailUrlError(MailError):
-    """A mail URL that cannot be used. It quotes nothing in which a password might stand."""
+    """The setting of the mail URL cannot be used. It quotes nothing in which a password might stand."""
 
     exit_code = 2
 
     def __init__(self, what: str, found: str, expected: str) -> None:
-        super().__init__(f"{what}: found {found}, expected {expected}")
+        super().__init__(f"setting AFTERLOG_MAIL_URL: {what}: found {found}, expected {expected}")
         self.args = (what, found, expected)  # what a copy by pickle is made from
 
 

@@ -136,6 +136,7 @@ class TestFailedProducer:
         assert there == [index for index in range(10) if _partition(self.LINES[index], 2) == first]
         for index, offset in zip(there, raised.value.offsets, strict=True):
             assert store.reader("events", first).line(offset) == self.LINES[index]
+        assert raised.value.durable == (fails == "write")
         assert f"{len(there)} lines are in; append the rest again, nothing else" in str(raised.value)
         return missing
 

@@ -43,6 +43,6 @@ def test_a_run_that_is_on_its_way_is_ended_with_the_runner(server: str, tmp_path
     said, api = tmp_path / "runner.log", Api(server)
     process = processes.start(_ends_as_a_run_begins, env=env, stdout=said, stderr=said, cwd=ROOT)
     try:
-        assert processes.ended(process, 30) == 0, said.read_text()  # a shift takes five minutes
+        assert processes.ended(process, 120) == 0, said.read_text()  # a shift takes five minutes
     finally:
         httpx.delete(f"{server}/deployments/{api.deployments()['process/shift']['id']}").raise_for_status()
