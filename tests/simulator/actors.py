@@ -104,9 +104,8 @@ class Actors:
         """What the error names is in; a retry, of what is missing, finds a disk that works."""
         settings = self.world.settings
         there = [index for index in range(len(lines)) if index not in error.missing]
-        if not error.durable:
-            return error.missing  # the others are in, and the power may take them
-        for index, offset in zip(there, error.offsets, strict=True):
+        # What is not durable is in, and the power may take it.
+        for index, offset in zip(there, error.offsets, strict=True) if error.durable else ():
             # As the door has it: what is too far ahead is elsewhere.
             ahead = is_ahead(lines[index], self.world.wall + settings.ahead)
             self._confirm(
