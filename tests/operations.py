@@ -30,11 +30,16 @@ from tests.conftest import ROOT, settings_of
 AUTH = "operator:a-Secret-of-0urs"
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 60, every: float = 0.1) -> Any:
-    """What `what` gives, as soon as that is something; the test fails where it takes longer than `seconds`."""
+def wait_for(
+    what: Callable[[], Any], seconds: float = 60, every: float = 0.1, instead: Callable[[], str] = lambda: "nothing"
+) -> Any:
+    """What `what` gives, as soon as that is something.
+
+    The test fails where it takes longer than `seconds`, and says what `instead` found then.
+    """
     end = time.monotonic() + seconds
     while not (found := what()):
-        assert time.monotonic() < end, f"it did not happen within {seconds} s"
+        assert time.monotonic() < end, f"it did not happen within {seconds} s; instead: {instead()}"
         time.sleep(every)
     return found
 
@@ -101,8 +106,18 @@ class Api:
     def finished(self, ident: str, seconds: float = 120) -> dict[str, Any]:
         """A run once it has ended."""
         ends = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-        wait_for(lambda: self.run(ident)["state_type"] in ends, seconds, 0.3)
+        wait_for(lambda: self.run(ident)["state_type"] in ends, seconds, 0.3, lambda: self.told(ident))
         return self.run(ident)
+
+    def told(self, ident: str) -> str:
+        """What the server knows of a run, and what the newest runs are: a line each, with its time."""
+        states = self.get(f"/flow_run_states/?flow_run_id={ident}")
+        logs = self.post("/logs/filter", logs={"flow_run_id": {"any_": [ident]}}, sort="TIMESTAMP_ASC")
+        others = self.post("/flow_runs/filter", sort="START_TIME_DESC")
+        lines = [(s["timestamp"], f"{s['name']}: {s['message']}") for s in states]
+        lines += [(log["timestamp"], log["message"]) for log in logs]
+        lines += [(str(o["expected_start_time"]), f"{o['name']} is {o['state_name']}") for o in others]
+        return "\n".join(" ".join(line) for line in sorted(lines))
 
 
 def prefect_ready(home: Path) -> None:

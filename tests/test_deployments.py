@@ -100,6 +100,7 @@ def test_a_runner_and_a_worker_register_the_same_and_do_the_same(other_server: s
         finally:
             process.terminate()
             process.wait(60)
+            print("\n".join((tmp_path / f"{way}.log").read_text().splitlines()[-20:]))  # for who reads of a failure
         found.append(({name: as_registered(d) for name, d in registered.items()}, run, derived))
         assert bool(registered["process/shift"]["work_pool_name"]) == (way == "worker")
     runner, worker = found
