@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,16 @@ from tests.workers import (  # noqa: F401  # hooks of pytest
     pytest_collection_modifyitems,
     pytest_xdist_auto_num_workers,
     pytest_xdist_make_scheduler,
+    shared_by,
 )
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("AFTERLOG_TEST_SHARED", ROOT.parent / "shared")) / "data"
 
 os.environ.pop("PYTHONUNBUFFERED", None)  # as a person has it: what is written may wait in a buffer
+
+_SERVER = ExitStack()
+"""What ends with the server that tests share."""
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real data (../shared/data) is not here")
 
@@ -167,7 +172,7 @@ def log_bytes(home: Path, log: str, partition: int = 0) -> bytes:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One Prefect server for all tests that need one, started as `afterlog up` starts it."""
+    """One Prefect server for all tests that share it (tests/workers.py), started as `afterlog up` starts it."""
     from prefect.context import _temporary_global_settings_context, get_settings_context  # for threads of its own
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
@@ -175,23 +180,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     from tests.operations import prefect_server
 
-    with (
-        prefect_server(load_settings(home=tmp_path_factory.mktemp("server") / "home")) as url,
-        temporary_settings({PREFECT_API_URL: url}),
-        _temporary_global_settings_context(get_settings_context()),
-    ):
+    with _SERVER:
+        url = _SERVER.enter_context(prefect_server(load_settings(home=tmp_path_factory.mktemp("server") / "home")))
+        _SERVER.enter_context(temporary_settings({PREFECT_API_URL: url}))
+        _SERVER.enter_context(_temporary_global_settings_context(get_settings_context()))
+        _SERVER.callback(EventsWorker.drain_all)
+        _SERVER.callback(APILogWorker.instance().drain)
         yield url
-        APILogWorker.instance().drain()
-        EventsWorker.drain_all()
 
 
-@pytest.fixture(scope="session")
-def other_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Another one, that no settings of this process name: for who registers deployments, or automations for all runs."""
-    from tests.operations import prefect_server
-
-    with prefect_server(load_settings(home=tmp_path_factory.mktemp("server") / "home")) as url:
-        yield url
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """The server ends with the last test that shares it: it costs even when idle, and the session may last minutes longer."""
+    if nextitem is None or shared_by(nextitem.nodeid) != "server":
+        _SERVER.close()
 
 
 @pytest.fixture

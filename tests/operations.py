@@ -57,25 +57,26 @@ class Api:
         self.url = url
         self._client = httpx.Client(base_url=url, auth=tuple(auth.split(":")) if auth else None, timeout=20)  # type: ignore[arg-type]  # a user and a password
 
-    def post(self, path: str, **body: Any) -> Any:
+    def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         for _ in range(20):
-            answer = self._client.post(path, json=body)
+            answer = self._client.request(method, path, json=body)
             if answer.status_code != 503:  # its database was busy; Prefect's own client tries again too
                 break
             time.sleep(0.5)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
+    def post(self, path: str, **body: Any) -> Any:
+        return self._send("POST", path, body)
+
     def get(self, path: str) -> Any:
-        answer = self._client.get(path)
-        answer.raise_for_status()
-        return answer.json()
+        return self._send("GET", path)
 
     def delete(self, path: str) -> None:
-        self._client.delete(path).raise_for_status()
+        self._send("DELETE", path)
 
     def patch(self, path: str, **body: Any) -> None:
-        self._client.patch(path, json=body).raise_for_status()
+        self._send("PATCH", path, body)
 
     def deployments(self) -> dict[str, dict[str, Any]]:
         """By `flow/name`."""

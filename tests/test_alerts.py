@@ -148,10 +148,10 @@ def apply_by_command(server: str, home: Path) -> list[str]:
 
 
 @pytest.mark.long
-def test_every_alert_reaches_the_block_and_applying_twice_leaves_one_of_each(other_server: str, tmp_path: Path) -> None:
-    server, api, home = other_server, Api(other_server), tmp_path / "home"
-    for automation in api.post("/automations/filter"):  # of another test
-        api.delete(f"/automations/{automation['id']}")
+def test_every_alert_reaches_the_block_and_applying_twice_leaves_one_of_each(
+    home: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = Api(server)
     first = apply_by_command(server, home)
     assert len(first) == 3
     assert first[-1] == "no alerts leave Prefect: there is no notification block 'afterlog-alerts'"
@@ -159,31 +159,39 @@ def test_every_alert_reaches_the_block_and_applying_twice_leaves_one_of_each(oth
         make_block(api, url)
         assert len(apply(server, home)) == 2 + len(KINDS)
         assert apply(server, home) == []
-        names = [automation["name"] for automation in api.post("/automations/filter")]
-        assert len(names) == len(set(names)) == 4 + len(KINDS)
-
-        _off_stays_off(server, home, api)
-        store = Store(load_settings(home=home))
-        one_mail_due(store)
-        env = plain_environment(
-            home, PREFECT_API_URL=server, AFTERLOG_ALERT_EVERY="1s", AFTERLOG_ALERT_SILENT='{"events": "1ms"}'
-        )
-        with (tmp_path / "runner.log").open("wb") as output:
-            runner = subprocess.Popen(
-                [sys.executable, "-m", "deployments.serve"], cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT
-            )
+        automations = api.post("/automations/filter")
         try:
-            wait_for(lambda: _subject(posted, "a log that is silent"), 120)
-            api.finished(api.start("process/by-hand", as_of=now() + 86_400_000))
-            wait_for(lambda: _subject(posted, "process failed"), 60)
+            names = [automation["name"] for automation in automations]
+            assert len(names) == len(set(names)) == 4 + len(KINDS)
+            _off_stays_off(server, home, api)
+            _two_shifts_and_a_run_that_fails(home, monkeypatch)
+            wait_for(lambda: _subject(posted, "a log that is silent"))
+            wait_for(lambda: _subject(posted, "process failed"))
         finally:
-            runner.terminate()
-            runner.wait(60)
+            for automation in automations:  # other tests have this server too
+                api.delete(f"/automations/{automation['id']}")
     silent = _subject(posted, "a log that is silent")
     assert len(silent) == 1  # of two shifts that looked each second
     assert silent[0]["text"].startswith("nothing has come to log events since ")
     assert "as-of lies ahead" in _subject(posted, "process failed")[0]["text"]
     assert "/runs/flow-run/" in _subject(posted, "process failed")[0]["text"]
+
+
+def _two_shifts_and_a_run_that_fails(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As deployments run them, which carry the tag; here in this process."""
+    from prefect import tags
+
+    from flows.process import process
+    from flows.react import react
+
+    one_mail_due(Store(load_settings(home=home)))
+    for name, value in (("EVERY", "1s"), ("SILENT", '{"events": "1ms"}')):
+        monkeypatch.setenv(f"AFTERLOG_ALERT_{name}", value)
+    monkeypatch.setenv("AFTERLOG_SHIFT_LONGEST", "3s")
+    with tags("afterlog"):
+        process(shift=True)
+        react(shift=True)
+        assert process(as_of=now() + 86_400_000, return_state=True).is_failed()
 
 
 def _subject(posted: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:

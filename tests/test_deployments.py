@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from storage.errors import UsageError
 from storage.settings import load_settings
 from tests.conftest import afterlog, log_bytes
-from tests.operations import PREFECT, PREFECT_YAML, Api, plain_environment, wait_for
+from tests.operations import PREFECT, PREFECT_YAML, Api, plain_environment, prefect_server, wait_for
 
 SAME = (
     "name", "description", "tags", "parameters", "parameter_openapi_schema", "enforce_parameter_schema", "entrypoint",
@@ -63,21 +64,27 @@ def lines_of(home: Path, log: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log_bytes(home, log).splitlines()]
 
 
+@pytest.fixture
+def server_of_its_own(tmp_path: Path) -> Iterator[str]:
+    with prefect_server(load_settings(home=tmp_path / "server")) as url:
+        yield url
+
+
 def hear_interrupts() -> None:
     """A process that ignores SIGINT, as one of a shell's in the background does, hands that on, and a worker would never end."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.mark.long
-def test_a_runner_and_a_worker_register_the_same_and_do_the_same(other_server: str, tmp_path: Path) -> None:
+def test_a_runner_and_a_worker_register_the_same_and_do_the_same(server_of_its_own: str, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    api = Api(other_server)
+    api = Api(server_of_its_own)
     found = []
     for way in ("runner", "worker"):
         home = tmp_path / way
         assert afterlog(home, "append", "events", stdin=SEED).returncode == 0
-        env = plain_environment(home, PREFECT_API_URL=other_server, PREFECT_HOME=str(tmp_path / "prefect"))
+        env = plain_environment(home, PREFECT_API_URL=server_of_its_own, PREFECT_HOME=str(tmp_path / "prefect"))
         env["AFTERLOG_SHIFT_LONGEST"] = (
             "8s"  # a worker that is to end waits for the shift that its schedule began meanwhile
         )
@@ -96,7 +103,7 @@ def test_a_runner_and_a_worker_register_the_same_and_do_the_same(other_server: s
         try:
             wait_for(lambda: set(api.deployments()) == NAMES, every=0.5)
             run, derived = run_by_hand(api, home)
-            registered = api.deployments()  # now: the same stood there before where another test has shared the server
+            registered = api.deployments()
         finally:
             process.terminate()
             process.wait(60)

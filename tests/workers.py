@@ -19,8 +19,7 @@ SHARE = {
     "tests/test_replay_flow.py": "server",
     "tests/test_runner.py": "server",
     "tests/test_why.py::test_the_flow_answers_the_same_and_links_the_run": "server",
-    "tests/test_alerts.py::test_every_alert_reaches_the_block_and_applying_twice_leaves_one_of_each": "other server",
-    "tests/test_deployments.py::test_a_runner_and_a_worker_register_the_same_and_do_the_same": "other server",
+    "tests/test_alerts.py::test_every_alert_reaches_the_block_and_applying_twice_leaves_one_of_each": "server",
     "tests/test_browser.py": "browser",
     "tests/test_unattended.py": "unattended",
 }
@@ -40,10 +39,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 class _Scheduling(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         """What is dealt out as one."""
-        return _scope(nodeid)
+        return shared_by(nodeid)
 
 
-def _scope(nodeid: str) -> str:
+def shared_by(nodeid: str) -> str:
+    """What a test shares with others; its own id where it shares nothing."""
     return SHARE.get(nodeid) or SHARE.get(nodeid.partition("::")[0], nodeid)
 
 
@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     long: dict[str, list[pytest.Item]] = {}
     short: list[pytest.Item] = []
     for item in items:
-        scope = _scope(item.nodeid)
+        scope = shared_by(item.nodeid)
         is_long = scope != item.nodeid or item.get_closest_marker("long") is not None
         (long.setdefault(scope, []) if is_long else short).append(item)
     every, items[:] = int(0.6 * len(short)) // (len(long) or 1), []
