@@ -27,11 +27,17 @@ from storage.locks import locked
 from storage.settings import Settings, load_settings
 from tests.conftest import ROOT, settings_of
 
+PATIENCE = 300.0
+"""Seconds that a test waits for what must come, where how soon is not its question: a shared machine stands still for half a
+minute at times, and a run took 30 s to start on two cores that six others wanted."""
 AUTH = "operator:a-Secret-of-0urs"
 
 
 def wait_for(
-    what: Callable[[], Any], seconds: float = 60, every: float = 0.1, instead: Callable[[], str] = lambda: "nothing"
+    what: Callable[[], Any],
+    seconds: float = PATIENCE,
+    every: float = 0.1,
+    instead: Callable[[], str] = lambda: "nothing",
 ) -> Any:
     """What `what` gives, as soon as that is something.
 
@@ -55,7 +61,7 @@ class Api:
 
     def __init__(self, url: str, auth: str | None = None) -> None:
         self.url = url
-        self._client = httpx.Client(base_url=url, auth=tuple(auth.split(":")) if auth else None, timeout=20)  # type: ignore[arg-type]  # a user and a password
+        self._client = httpx.Client(base_url=url, auth=tuple(auth.split(":")) if auth else None, timeout=PATIENCE)  # type: ignore[arg-type]  # a user and a password
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         for _ in range(20):
@@ -104,7 +110,7 @@ class Api:
         )
         return str(run["id"])
 
-    def finished(self, ident: str, seconds: float = 120) -> dict[str, Any]:
+    def finished(self, ident: str, seconds: float = PATIENCE) -> dict[str, Any]:
         """A run once it has ended."""
         ends = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
         wait_for(lambda: self.run(ident)["state_type"] in ends, seconds, 0.3, lambda: self.told(ident))
@@ -186,7 +192,7 @@ class Up:
     def stop(self) -> None:
         """End it as Ctrl-C or systemd does."""
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(90)
+        self.process.wait(PATIENCE)
 
 
 class ProcessList:

@@ -26,7 +26,7 @@ from tasks.local import side_by_side
 from tasks.process import FinalTick, process_to_end
 from tasks.run import Run
 from tasks.topology import build_topology
-from tests.operations import wait_for
+from tests.operations import PATIENCE, wait_for
 from tests.smtp_server import SmtpServer
 from tests.test_flows import customer_event, start_shift
 
@@ -35,7 +35,7 @@ LEMON = {"id": 3, "name": "Lemon", "price": 5, "count": 2}
 
 
 def api(server: str, path: str, **wanted: object) -> Any:
-    return httpx.post(f"{server}{path}", json=wanted, timeout=30).raise_for_status().json()
+    return httpx.post(f"{server}{path}", json=wanted, timeout=PATIENCE).raise_for_status().json()
 
 
 def artifacts_of(server: str, run: Any) -> dict[str, str]:
@@ -45,7 +45,7 @@ def artifacts_of(server: str, run: Any) -> dict[str, str]:
 
 
 def run_of(server: str, state: Any) -> dict[str, Any]:
-    found: dict[str, Any] = httpx.get(f"{server}/flow_runs/{state.state_details.flow_run_id}", timeout=30).json()
+    found: dict[str, Any] = httpx.get(f"{server}/flow_runs/{state.state_details.flow_run_id}", timeout=PATIENCE).json()
     return found
 
 
@@ -162,14 +162,14 @@ def test_a_shift_says_what_it_follows_and_tells_on_its_way(home: Path, server: s
     shift = start_shift("process", server, tmp_path / "shift.log")
     try:
         newest = {"flows": {"name": {"any_": ["process"]}}, "sort": "START_TIME_DESC", "limit": 1}
-        wait_for(lambda: "following" in api(server, "/flow_runs/filter", **newest)[0]["name"], 180)
+        wait_for(lambda: "following" in api(server, "/flow_runs/filter", **newest)[0]["name"])
         run = api(server, "/flow_runs/filter", **newest)[0]
         assert run["name"] == "process following events/0 from 0"
-        wait_for(lambda: {"process", "abandoned-baskets"} <= set(artifacts_of(server, run["id"])), 90)
+        wait_for(lambda: {"process", "abandoned-baskets"} <= set(artifacts_of(server, run["id"])))
         assert "at work." in artifacts_of(server, run["id"])["process"]
     finally:
         shift.terminate()
-        shift.wait(30)
+        shift.wait(PATIENCE)
 
 
 def test_the_rows_of_baskets_tell_what_became_of_them_and_values_are_exact(store: Store) -> None:

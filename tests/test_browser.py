@@ -30,7 +30,7 @@ from storage.store import Store
 from storage.times import now
 from tests import operations
 from tests.conftest import ROOT, afterlog
-from tests.operations import prefect_ready
+from tests.operations import PATIENCE, prefect_ready
 
 pytestmark = pytest.mark.skipif(shutil.which("chromium") is None, reason="Debian's chromium is not installed")
 WIDTHS = (1400, 800)
@@ -61,7 +61,7 @@ class Site:
     page: Any
 
     def api(self, path: str, **wanted: object) -> Any:
-        return httpx.post(f"{self.url}/api{path}", json=wanted, timeout=30).json()
+        return httpx.post(f"{self.url}/api{path}", json=wanted, timeout=PATIENCE).json()
 
     def runs(self, flow: str) -> list[dict[str, Any]]:
         """The runs of a flow that have begun, the newest first."""
@@ -76,7 +76,7 @@ class Site:
     def open(self, path: str, text: str) -> str:
         """Open a page, wait until it shows `text`, and give all that it shows."""
         self.page.goto(self.url + path)
-        self.page.get_by_text(text).first.wait_for(timeout=20_000)
+        self.page.get_by_text(text).first.wait_for(timeout=A_LONG_TIME)
         return str(self.page.inner_text("body"))
 
     def leave(self) -> None:
@@ -90,7 +90,9 @@ class Site:
             self.page.screenshot(path=f"{folder}/{name}-{self.page.viewport_size['width']}.png")
 
 
-wait_for = functools.partial(operations.wait_for, seconds=90, every=0.5)
+A_LONG_TIME = 1000 * PATIENCE
+"""The same in milliseconds, as the browser counts."""
+wait_for = functools.partial(operations.wait_for, every=0.5)
 """Each look is a request to a server that has other things to do."""
 
 
@@ -114,11 +116,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             page = browser.new_page(reduced_motion="reduce")
             page.add_init_script(STILL)
             site = Site(home, f"http://127.0.0.1:{port}", store, page)
-            wait_for(lambda: (home / "prefect" / "api-url").is_file(), seconds=180)
+            wait_for(lambda: (home / "prefect" / "api-url").is_file())
             for flow in ("process", "react"):
-                wait_for(
-                    lambda flow=flow: any(run["state_type"] == "COMPLETED" for run in site.runs(flow)), seconds=180
-                )
+                wait_for(lambda flow=flow: any(run["state_type"] == "COMPLETED" for run in site.runs(flow)))
             if not site.artifact("mails"):  # the machine was so slow that the baskets came after the shift
                 start(site, "react", {})
             wait_for(lambda: site.artifact("mails"))
@@ -126,7 +126,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             browser.close()
     finally:
         up.send_signal(signal.SIGTERM)
-        up.wait(60)
+        up.wait(PATIENCE)
 
 
 @pytest.fixture(params=WIDTHS)
@@ -153,14 +153,14 @@ def test_runs_are_named_by_range_and_outcome_and_lead_to_their_graph_and_artifac
     wide.open("/runs", run["name"])
     wide.keep("runs")
     wide.page.get_by_text(run["name"]).first.click()
-    wide.page.wait_for_url(f"**/runs/flow-run/{run['id']}**", timeout=20_000)
+    wide.page.wait_for_url(f"**/runs/flow-run/{run['id']}**", timeout=A_LONG_TIME)
     graph = wide.page.locator("canvas").first
-    graph.wait_for(timeout=20_000)
+    graph.wait_for(timeout=A_LONG_TIME)
     assert graph.bounding_box()["width"] > 0.5 * wide.page.viewport_size["width"]
     wide.keep("run")
     wide.page.get_by_text("Artifacts", exact=True).last.click()
     for key in ("process", "abandoned-baskets", "anomalies", "last-48-hours"):
-        wide.page.get_by_text(key, exact=True).last.wait_for(timeout=20_000)
+        wide.page.get_by_text(key, exact=True).last.wait_for(timeout=A_LONG_TIME)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_a_bad_value_in_the_form_gets_a_sentence_and_no_run(wide: Site) -> None:
     before = len(wide.runs("process"))
     fill_in(wide, "-5")
     wide.page.get_by_role("button", name="Submit").click()
-    wide.page.get_by_text("is not valid").first.wait_for(timeout=20_000)
+    wide.page.get_by_text("is not valid").first.wait_for(timeout=A_LONG_TIME)
     wide.keep("form")
     assert len(wide.runs("process")) == before
 
@@ -289,7 +289,7 @@ def test_a_replay_is_asked_for_by_the_form_seen_and_approved_by_a_click(site: Si
         check_counts(site, generation)
         site.open(f"/runs/flow-run/{run['id']}", "Resume")
         page.get_by_role("button", name="Resume").first.click()
-        page.get_by_text("Whose inbox that would change").wait_for(timeout=20_000)
+        page.get_by_text("Whose inbox that would change").wait_for(timeout=A_LONG_TIME)
         page.get_by_text("On: the new generation becomes live. Off: it is discarded.").wait_for()
         site.keep("resume")
         check_counts(site, generation)
@@ -318,7 +318,9 @@ def approve(site: Site, run: str) -> None:
             time.sleep(0.3)
         site.open(f"/runs/flow-run/{run}", "Resume")
         site.page.get_by_role("button", name="Resume").first.click()
-        site.page.get_by_text("On: the new generation becomes live. Off: it is discarded.").wait_for(timeout=20_000)
+        site.page.get_by_text("On: the new generation becomes live. Off: it is discarded.").wait_for(
+            timeout=A_LONG_TIME
+        )
     raise AssertionError("the answer was never taken")
 
 
@@ -366,7 +368,7 @@ def sent(site: Site) -> None:
     for _ in range(3):
         site.page.get_by_role("button", name="Submit").click()
         with contextlib.suppress(NothingCame):
-            site.page.wait_for_url(lambda url: not url.endswith("/run"), timeout=30_000)
+            site.page.wait_for_url(lambda url: not url.endswith("/run"), timeout=A_LONG_TIME)
             return
     raise AssertionError("the form was not taken")
 

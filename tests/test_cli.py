@@ -23,7 +23,7 @@ from storage.door import append_lines
 from storage.locks import locked
 from storage.store import Store
 from tests.conftest import ROOT, afterlog, log_bytes
-from tests.operations import wait_for
+from tests.operations import PATIENCE, wait_for
 from tests.smtp_server import refusing_port
 
 T0 = 1_700_000_000_000  # 2023-11-14T22:13:20Z
@@ -499,7 +499,7 @@ class TestRealProcesses:
             for process in (raw, derived):
                 process.terminate()
                 begun = time.monotonic()
-                rest = process.communicate(timeout=10)
+                rest = process.communicate(timeout=PATIENCE)
                 assert time.monotonic() - begun < 5  # at once, on a machine that is busy with other tests too
                 assert rest == (b"", b"")
                 assert process.returncode in (0, 130)
@@ -527,7 +527,7 @@ class TestRealProcesses:
             assert process.stderr is not None
             process.stdout.close()
             told = process.stderr.read()
-            assert (process.wait(30), told) == (0, b"")
+            assert (process.wait(PATIENCE), told) == (0, b"")
 
     def test_what_needs_no_prefect_never_imports_it(self, home: Path) -> None:
         code = (
@@ -572,7 +572,7 @@ class TestRealProcesses:
                 time.sleep(0.05)
             begun = time.monotonic()
             process.send_signal(signal.SIGINT)
-            _, told = process.communicate(timeout=20)
+            _, told = process.communicate(timeout=PATIENCE)
             assert time.monotonic() - begun < 5  # at once; much else may run beside it
         assert (process.returncode, told) == (130, b"")
         assert afterlog(home, "process", "--no-prefect", "--as-of", "log-end").returncode == 0
@@ -591,7 +591,7 @@ class TestRealProcesses:
                 time.sleep(0.05)
             time.sleep(0.5)  # its fsync is done, and it waits for more
             process.send_signal(signal.SIGINT)
-            _, told = process.communicate(timeout=20)
+            _, told = process.communicate(timeout=PATIENCE)
         assert (process.returncode, told) == (130, b"interrupted: 2 lines are in\n")
         assert log_bytes(home, "events").splitlines() == [tax(1), tax(2)]
 
@@ -610,6 +610,6 @@ class TestRealProcesses:
             process.stdin.flush()
             wait_for(lambda: re.search(rf"-> FLOCK .* {process.pid} ", Path("/proc/locks").read_text()))
             process.send_signal(signal.SIGINT)
-            _, told = process.communicate(timeout=20)
+            _, told = process.communicate(timeout=PATIENCE)
         words = b"interrupted: 0 lines are in; lines 1 to 2 may be, which the log's end tells\n"
         assert (process.returncode, told) == (130, words)

@@ -39,6 +39,7 @@ from tasks.run import Run
 from tasks.status import read_status
 from tasks.topology import build_topology
 from tests.conftest import ROOT, afterlog, log_bytes, settings_of
+from tests.operations import PATIENCE
 
 MakeStore = Callable[..., Store]
 BOTH_DATABASES = True
@@ -287,7 +288,7 @@ class TestSwap:
         runs = [
             subprocess.Popen(command, env=env, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE) for _ in "ab"
         ]
-        assert [(run.communicate(timeout=60)[1], run.returncode) for run in runs] == [(b"", 0)] * 2
+        assert [(run.communicate(timeout=PATIENCE)[1], run.returncode) for run in runs] == [(b"", 0)] * 2
         two, one = derived(store), derived(whole)
         assert one.pop("clock")
         assert two.pop("clock")
@@ -777,7 +778,7 @@ class TestDatabase:
         code = "from storage.database import Database; from pathlib import Path; import sys; Database(sys.argv[1], Path(sys.argv[2])).engine"
         command = [sys.executable, "-c", code, url, str(tmp_path)]
         runs = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) for _ in "ab"]
-        assert [(run.communicate(timeout=60)[1], run.returncode) for run in runs] == [(b"", 0)] * 2
+        assert [(run.communicate(timeout=PATIENCE)[1], run.returncode) for run in runs] == [(b"", 0)] * 2
         with Database(url, tmp_path).read() as connection:
             assert connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() == HEAD
 

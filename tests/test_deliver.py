@@ -35,6 +35,7 @@ from tasks.process import FinalTick, process_to_end
 from tasks.run import Run
 from tasks.topology import build_topology
 from tests.conftest import ROOT, log_bytes, settings_of
+from tests.operations import PATIENCE
 from tests.smtp_server import DROP, HANG, Fault, Received, SmtpServer, refusing_port
 
 BOTH_DATABASES = True
@@ -620,7 +621,7 @@ class TestTwoRuns:
                 subprocess.Popen(command, env=env, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
                 for _ in "ab"
             ]
-            assert [(run.communicate(timeout=60)[1], run.returncode) for run in runs] == [(b"", 0)] * 2
+            assert [(run.communicate(timeout=PATIENCE)[1], run.returncode) for run in runs] == [(b"", 0)] * 2
         sent = Counter(parsed(received)["Message-ID"] for received in server.inbox)
         assert (len(sent), set(sent.values())) == (40, {1})
         assert Counter(outcomes(store)) == {("SENT", ""): 40}

@@ -16,7 +16,7 @@ import pytest
 from storage.errors import UsageError
 from storage.settings import load_settings
 from tests.conftest import afterlog, log_bytes
-from tests.operations import PREFECT, PREFECT_YAML, Api, plain_environment, prefect_server, wait_for
+from tests.operations import PATIENCE, PREFECT, PREFECT_YAML, Api, plain_environment, prefect_server, wait_for
 
 SAME = (
     "name", "description", "tags", "parameters", "parameter_openapi_schema", "enforce_parameter_schema", "entrypoint",
@@ -106,7 +106,7 @@ def test_a_runner_and_a_worker_register_the_same_and_do_the_same(server_of_its_o
             registered = api.deployments()
         finally:
             process.terminate()
-            process.wait(60)
+            process.wait(PATIENCE)
             print("\n".join((tmp_path / f"{way}.log").read_text().splitlines()[-20:]))  # for who reads of a failure
         found.append(({name: as_registered(d) for name, d in registered.items()}, run, derived))
         assert bool(registered["process/shift"]["work_pool_name"]) == (way == "worker")

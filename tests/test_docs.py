@@ -16,6 +16,7 @@ from storage.settings import Settings, load_settings
 from tasks.alerts import KINDS
 from tasks.topology import build_topology
 from tests.conftest import ROOT, afterlog
+from tests.operations import PATIENCE
 
 README = (ROOT / "README.md").read_text()
 PROCESSORS = (ROOT / "docs" / "processors.md").read_text()
@@ -38,7 +39,7 @@ def check_console(text: str, folder: Path, home: Path) -> None:
     assert steps
     script = "".join(f"echo '$ {number}'\n{line} 2>&1 || exit 1\n" for number, (line, _, _) in enumerate(steps))
     done = subprocess.run(
-        ["sh", "-c", script], cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=120
+        ["sh", "-c", script], cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=PATIENCE
     )
     assert re.split(r"^\$ \d+\n", done.stdout, flags=re.MULTILINE)[1:] == [shown for _, _, shown in steps]
     assert (done.returncode, done.stderr) == (0, "")
@@ -93,7 +94,7 @@ def test_the_processor_of_the_docs_does_what_the_docs_show(own: Path, tmp_path: 
 def test_the_test_of_the_docs_passes_and_fails_where_the_processor_is_wrong(own: Path) -> None:
     def run() -> int:
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_vip.py"]
-        return subprocess.run(command, cwd=own, capture_output=True, check=False, timeout=120).returncode
+        return subprocess.run(command, cwd=own, capture_output=True, check=False, timeout=PATIENCE).returncode
 
     assert run() == 0
     (own / "vip.py").write_text((own / "vip.py").read_text().replace('["orders"] == 3', '["orders"] == 2'))

@@ -22,7 +22,7 @@ from storage.store import Store
 from storage.times import now
 from tasks.process import positions
 from tests.conftest import ROOT, afterlog, log_bytes
-from tests.operations import wait_for
+from tests.operations import PATIENCE, wait_for
 
 PROCESSORS = {"quarantine", "derive", "abandonment", "anomalies", "normalise"}
 
@@ -160,7 +160,7 @@ def test_a_shift_follows_hands_over_without_a_hole_and_stops_on_a_signal(
             append_events(store, "events", [customer_event(count)])
             count += 1
             wanted = count
-            wait_for(lambda wanted=wanted: _least_read(store) >= wanted, 30, 0.02)
+            wait_for(lambda wanted=wanted: _least_read(store) >= wanted, every=0.02)
             longest, last = max(longest, time.monotonic() - last), time.monotonic()
         assert first.returncode == 0
         assert longest < 2.0
@@ -175,7 +175,7 @@ def test_a_shift_follows_hands_over_without_a_hole_and_stops_on_a_signal(
         time.sleep(1.0)
         assert [p.offset for p in positions(store)] == before
         assert RunLock(store.lock_path("derive.lock"), "test").try_acquire()
-        second.wait(30)
+        second.wait(PATIENCE)
     finally:
         for process in (first, second):
             if process is not None and process.poll() is None:

@@ -46,10 +46,10 @@ def test_a_partition_that_begins_during_a_run_is_followed_at_once(make_store: Ma
     store = make_store(partitions=4)
     [(first, _)] = append(store, 1)
     with followed(store, "derive"):
-        wait_for(lambda: any(p.offset for p in positions(store)), seconds=20, every=0.02)
+        wait_for(lambda: any(p.offset for p in positions(store)), every=0.02)
         other = next(p for i in range(2, 100) for p, _ in append(store, i) if p not in (0, first))
         end = store.reader("events", other).end()
-        wait_for(lambda: any((p.partition, p.offset) == (other, end) for p in positions(store)), seconds=20, every=0.02)
+        wait_for(lambda: any((p.partition, p.offset) == (other, end) for p in positions(store)), every=0.02)
 
 
 def test_a_tick_is_none_the_worse_for_partitions_that_a_producer_begins_meanwhile(make_store: MakeStore) -> None:

@@ -31,6 +31,7 @@ from tasks.process import FinalTick, process_to_end
 from tasks.run import Run
 from tasks.topology import build_topology
 from tests.conftest import ROOT, afterlog, log_bytes
+from tests.operations import PATIENCE
 
 MakeStore = Callable[..., Store]
 LINES = [b'{"n": %d, "x": "%s"}' % (number, b"y" * (number * 7 % 50)) for number in range(200)]
@@ -477,7 +478,7 @@ class TestManyWriters:
                 subprocess.Popen([sys.executable, "-c", APPENDER, name], env=env, cwd=ROOT)
                 for name in ("left", "right")
             ]
-            assert [process.wait(60) for process in writers] == [0, 0]
+            assert [process.wait(PATIENCE) for process in writers] == [0, 0]
             assert reader.stdout is not None
             lines = [reader.stdout.readline() for _ in range(600)]
             reader.terminate()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, afterlog
-from tests.operations import prefect_ready
+from tests.operations import PATIENCE, prefect_ready
 
 pytestmark = pytest.mark.long
 
@@ -23,7 +23,7 @@ def test_without_a_server_process_starts_a_temporary_one_and_says_so(tmp_path: P
     prefect_ready(home)
     env = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "AFTERLOG_"))}
     done = subprocess.run(
-        [sys.executable, "-m", "deployments.cli", "process"], cwd=ROOT, capture_output=True, check=False, timeout=240,
+        [sys.executable, "-m", "deployments.cli", "process"], cwd=ROOT, capture_output=True, check=False, timeout=PATIENCE,
         env={**env, "AFTERLOG_HOME": str(home), "HOME": str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()
@@ -38,7 +38,7 @@ def test_the_demo_shows_baskets_anomalies_and_a_mail_and_leaves_nothing_running(
     env["PREFECT_HOME"] = str(ready / "prefect")  # the demo's own HOME is to be new
     done = subprocess.run(
         [sys.executable, "-m", "deployments.cli", "demo", "--once"], cwd=ROOT, capture_output=True, check=False,
-        timeout=400, env={**env, "AFTERLOG_HOME": str(home)},
+        timeout=2 * PATIENCE, env={**env, "AFTERLOG_HOME": str(home)},
     )  # fmt: skip
     shown = done.stdout.decode()
     assert done.returncode == 0, shown + done.stderr.decode()

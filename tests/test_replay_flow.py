@@ -127,7 +127,7 @@ def served(store: Store, server: str, folder: Path) -> Iterator[Api]:
     process = processes.start(serve, env=env, stdout=said, stderr=said, cwd=ROOT)
     api = Api(server)
     try:
-        wait_for(lambda: "replay/by-hand" in api.deployments(), 60)
+        wait_for(lambda: "replay/by-hand" in api.deployments())
         yield api
     finally:
         process.terminate()
@@ -142,7 +142,7 @@ def test_a_click_on_cancel_ends_it_leaves_nothing_and_what_is_live_goes_on(
     before = derived(store.home)
     with served(store, server, tmp_path) as api, followed(store, "abandonment", "derive"):
         run = api.start("replay/by-hand", settings=FORTY_FIVE)
-        wait_for(lambda: [p for p in positions(store, every=True) if p.generation == 2 and p.lines > 10], 90)
+        wait_for(lambda: [p for p in positions(store, every=True) if p.generation == 2 and p.lines > 10])
         assert b"\tRUNNING\t" in afterlog(store.home, "replays", "list").stdout
         api.post(f"/flow_runs/{run}/set_state", state={"type": "CANCELLING"})
         assert api.finished(run)["state_type"] == "CANCELLED"

@@ -55,11 +55,10 @@ def up(tmp_path_factory: pytest.TempPathFactory, mailbox: SmtpServer, watching: 
     mail_url = mailbox.url.replace("://", f"://ann:{MAIL_SECRET}@")
     started = Up(folder, crashed_after=CRASHED_AFTER, mail_url=mail_url)
     try:
-        wait_for(lambda: (started.home / "prefect" / "api-url").is_file(), 300)
+        wait_for(lambda: (started.home / "prefect" / "api-url").is_file())
         wait_for(
             lambda: started.api.runs("process/shift", "RUNNING") and started.api.runs("react/shift", "RUNNING"),
-            240,
-            0.5,
+            every=0.5,
         )
         yield started
     finally:
@@ -112,7 +111,7 @@ def test_passwords_are_asked_for_and_stand_in_no_process_list_log_artifact_or_ot
     assert goes_on(store, 60) < 60  # the runner and its runs have it
     tax = {"subject": {"id": "UK"}, "verb": "SUBMIT_TAX", "object": {"id": 1}, "context": {"at": now()}}
     append_events(store, "events", [tax])
-    wait_for(lambda: log_bytes(up.home, "deliveries").count(b'"SENT"') == 1, 120)
+    wait_for(lambda: log_bytes(up.home, "deliveries").count(b'"SENT"') == 1)
     assert len(mailbox.inbox) == 1
     seen = watching.end()
     for part in (b"deployments.cli", b"prefect\0server", b"deployments.serve", b"prefect.engine"):
