@@ -63,7 +63,7 @@ def start(
     return process
 
 
-def ended(process: Any, seconds: float = 60) -> int:
+def ended(process: Any, seconds: float = 300) -> int:
     """A process's exit code: minus the signal's number where one killed it. One that hangs writes down where."""
     process.join(seconds)
     if process.exitcode is None:
