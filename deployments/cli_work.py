@@ -85,7 +85,7 @@ def deliver(
     if limit is not None and limit < 1:
         raise UsageError("--limit is too small", found=limit, expected="at least 1")
     settings = load_settings()
-    parse_mail_url(settings.mail_url.get_secret_value())  # before anything is done
+    parse_mail_url(settings.mail_url.reveal())  # before anything is done
     if prefect:
         use_prefect(settings)
         from prefect import tags  # after the environment: Prefect reads it at import

@@ -72,7 +72,7 @@ class Store:
         from storage.remote import Remote
 
         url = self.settings.archive_url
-        return Archive(Remote(url.get_secret_value() if url else str(self.home / "archive")), self.home / "cache")
+        return Archive(Remote(url.reveal() if url else str(self.home / "archive")), self.home / "cache")
 
     @property
     def may_fork(self) -> bool:

@@ -65,9 +65,7 @@ class Deliverer:
         self._brake, self._decide_at = BrakeCheck(run, self.outbox), 0.0
         self._rows_may_be_old = False
         self._intake = Intake(run, self.outbox, self._restores)
-        self._transport: Transport = open_transport(
-            parse_mail_url(self.settings.mail_url.get_secret_value()), run.store.home
-        )
+        self._transport: Transport = open_transport(parse_mail_url(self.settings.mail_url.reveal()), run.store.home)
         self._check_sender()
         self.summary.states[UNKNOWN] += self.outbox.recover()
         self._closed = threading.Event()

@@ -128,7 +128,7 @@ def changed_settings(topology: Topology, wanted: Mapping[str, Any]) -> dict[str,
     """
     for name in wanted:
         if name not in DECIDES:
-            known = name in Settings.model_fields
+            known = name in Settings.__struct_fields__
             raise UsageError(
                 f"setting {name} changes nothing of what a replay gives" if known else f"no such setting: {name}",
                 expected=f"one of {', '.join(DECIDES)}",

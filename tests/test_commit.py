@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -897,7 +898,7 @@ def due_keys(states: StateStore[dict[str, Any]], bound: int, at_once: int) -> li
 def test_copying_home_while_nothing_runs_is_a_backup(store: Store, tmp_path: Path) -> None:
     processed(store, add(0), tax(1))
     shutil.copytree(store.home, tmp_path / "copy")
-    copied = Store(store.settings.model_copy(update={"home": tmp_path / "copy"}))
+    copied = Store(msgspec.structs.replace(store.settings, home=tmp_path / "copy"))
     for one in (store, copied):
         processed(one, shop("X", 60), tax(2))
     assert {**derived(copied), "clock": b""} == {**derived(store), "clock": b""}

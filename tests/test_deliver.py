@@ -18,6 +18,7 @@ from email.policy import default
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 
@@ -26,6 +27,7 @@ from storage.door import append_events, append_lines
 from storage.errors import UsageError
 from storage.locks import RunLock
 from storage.outbox import Outbox
+from storage.settings_sources import Secret
 from storage.store import DELIVERIES, Store
 from storage.tables import Delivery
 from storage.times import now
@@ -513,11 +515,7 @@ class TestPermanentAndUnknown:
     def _queued(self, store: Store) -> Outbox:
         """Have the mail wait in the outbox: the server was not there at its first try."""
         with refusing_port() as port:
-            away = Store(
-                store.settings.model_copy(
-                    update={"mail_url": type(store.settings.mail_url)(f"smtp://127.0.0.1:{port}")}
-                )
-            )
+            away = Store(msgspec.structs.replace(store.settings, mail_url=Secret(f"smtp://127.0.0.1:{port}")))
             deliver(away)
         make_due(store)
         return Outbox(store, DELIVERIES)

@@ -62,7 +62,10 @@ class Turning(Shop):
         self.timeout = timeout
         self.start()
         self.store.database.dispose()
-        own = self.store.settings.model_dump(include={"batch_bytes", "commit_bytes", "segment_bytes", "cache_keys"})
+        own = {
+            name: getattr(self.store.settings, name)
+            for name in ("batch_bytes", "commit_bytes", "segment_bytes", "cache_keys")
+        }
         self.store = Store(load_settings(home=self.home, max_line=MAX_LINE, timeout=timeout, live_window="1ms", **own))
         self.topology = build_topology(self.store.settings)
 

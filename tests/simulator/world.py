@@ -14,13 +14,14 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from pydantic import SecretStr
+import msgspec
 
 import storage.batches
 import tasks.deliver
 import tasks.mail
 from storage.errors import AfterlogError, ConflictError, CorruptLogError, LostDataError, NondeterminismError, Stopped
 from storage.settings import Settings, load_settings
+from storage.settings_sources import Secret
 from storage.store import Store
 from tasks.run import Run
 from tasks.topology import Topology, build_topology
@@ -78,8 +79,8 @@ class World:
         self.home, self.file = _Home(folder / "home"), folder / "database" / "afterlog.db"
         self.home.mkdir()
         self.file.parent.mkdir()
-        place = {"home": self.home, "database_url": SecretStr(f"sqlite:///{self.file}")}
-        self.settings: Settings = _usual_settings().model_copy(update={**place, **settings})
+        place = {"home": self.home, "database_url": Secret(f"sqlite:///{self.file}")}
+        self.settings: Settings = msgspec.structs.replace(_usual_settings(), **place, **settings)
         self.topology: Topology = build_topology(self.settings)
         self.disk = Disk(self.home, random)
         self.seam = Seam(self.disk)

@@ -1,0 +1,112 @@
+"""Where settings come from, which wins, and what a person may write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from storage.errors import UsageError
+from storage.settings import Settings, load_settings
+from storage.settings_sources import Secret
+
+DAY = 86_400_000
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_nothing_set_gives_the_defaults() -> None:
+    assert load_settings() == Settings()
+    assert load_settings().resolved_database_url == f"sqlite:///{Path.cwd()}/data/afterlog.db"
+
+
+def test_an_argument_wins_over_the_environment_and_that_over_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("afterlog.toml").write_text(
+        'timeout = "1m"\nsettle = "1m"\npoll = "1m"\n[anomalies]\nsamples = 7\ndeviations = 3'
+    )
+    monkeypatch.setenv("AFTERLOG_TIMEOUT", "2m")
+    monkeypatch.setenv("AFTERLOG_SETTLE", "2m")
+    monkeypatch.setenv("AFTERLOG_ANOMALIES__SAMPLES", "8")
+    found = load_settings(timeout="3m")
+    assert (found.timeout, found.settle, found.poll) == (180_000, 120_000, 60_000)
+    assert (found.anomalies.samples, found.anomalies.deviations) == (8, 3.0)
+
+
+def test_a_part_wins_over_its_whole_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AFTERLOG_ANOMALIES__MEASURES", '["object.value"]')
+    monkeypatch.setenv("AFTERLOG_ANOMALIES", '{"samples": 5, "measures": []}')
+    monkeypatch.setenv("AFTERLOG_ALERT_SILENT__EVENTS", "1h")
+    found = load_settings()
+    assert (found.anomalies.samples, found.anomalies.measures) == (5, ("object.value",))
+    assert found.alert_silent == {"events": 3_600_000}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("timeout", "90", 90_000), ("timeout", "1.5h", 5_400_000), ("timeout", " 7 d ", 7 * DAY), ("poll", "20ms", 20),
+        ("timeout", "30min", 1_800_000), ("partitions", "4", 4), ("brake_factor", "2.5", 2.5), ("brake_factor", "3", 3.0),
+        ("segment_daily", "false", False), ("segment_daily", "off", False), ("segment_daily", "1", True),
+        ("segment_daily", "Yes", True), ("excluded_verbs", '["A", "B"]', frozenset({"A", "B"})),
+        ("processors", '["vip"]', ("vip",)), ("alert_silent", '{"events": "1h"}', {"events": 3_600_000}),
+        ("mail_from", "[a]", "[a]"), ("home", "there", Path("there")), ("mail_url", "smtp://h", Secret("smtp://h")),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("variable", ["AFTERLOG_{}", "afterlog_{}"])
+def test_what_a_person_writes_in_the_environment(
+    name: str, text: str, value: object, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if variable[0] == "A":
+        name = name.upper()
+    monkeypatch.setenv(variable.format(name), text)
+    found = getattr(load_settings(), name.lower())
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (
+            "partitions = 2000",
+            ["AFTERLOG_PARTITIONS (or `partitions` in afterlog.toml): expected `int` <= 1024", "2000"],
+        ),
+        ("partitions = 2.5", ["AFTERLOG_PARTITIONS", "expected `int`", "2.5"]),
+        ("segment_daily = 'maybe'", ["AFTERLOG_SEGMENT_DAILY", "'maybe'"]),
+        ("brake_factor = nan", ["AFTERLOG_BRAKE_FACTOR", "nan"]),
+        ("alert_quarantine = 1.5", ["AFTERLOG_ALERT_QUARANTINE", "expected `float` <= 1.0", "1.5"]),
+        ("timeout = true", ["AFTERLOG_TIMEOUT", "expected a length of time"]),
+        ("timeout = '0.1ms'", ["AFTERLOG_TIMEOUT", "greater than 0", "'0.1ms'"]),
+        ("processors = 'vip'", ["AFTERLOG_PROCESSORS", "expected `array`, got `str`", "'vip'"]),
+        ("processors = [1]", ["AFTERLOG_PROCESSORS", "expected `str`, got `int`"]),
+        ("[alert_silent]\nevents = 'soon'", ["AFTERLOG_ALERT_SILENT__EVENTS (or `alert_silent.events`", "'soon'"]),
+        ("[anomalies.expected.length]\nmean = 1\nstd = 0", ["AFTERLOG_ANOMALIES__EXPECTED (", "expected `float` > 0"]),
+        ("[anomalies.expected.length]\nmen = 1\nstd = 1", ["AFTERLOG_ANOMALIES__EXPECTED__MEN", "no such setting"]),
+        ("[anomalies.expected.length]\nmean = 1", ["AFTERLOG_ANOMALIES__EXPECTED", "missing required field `std`"]),
+        ("anomalies = 3", ["AFTERLOG_ANOMALIES", "expected `object`, got `int`"]),
+        ("home = 3", ["AFTERLOG_HOME", "expected a text", "found 3"]),
+        ("mail_url = 31415", ["AFTERLOG_MAIL_URL", "expected a text", "found a secret"]),
+    ],
+)
+def test_what_does_not_fit_is_named_with_its_place_and_what_fits(text: str, parts: list[str]) -> None:
+    Path("afterlog.toml").write_text(text)
+    with pytest.raises(UsageError) as caught:
+        load_settings()
+    for part in [*parts, "Correct it and start again"]:
+        assert part in str(caught.value)
+    assert "31415" not in str(caught.value)
+
+
+def test_a_list_in_the_environment_that_is_no_json_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AFTERLOG_ANOMALIES__MEASURES", "[oops")
+    with pytest.raises(UsageError, match=r"AFTERLOG_ANOMALIES__MEASURES .*: expected JSON, such as .*; found '\[oops'"):
+        load_settings()
+
+
+def test_a_secret_shows_itself_to_nobody_but_who_asks_for_it() -> None:
+    secret = load_settings(mail_url="smtp://ann:hunter2@h").mail_url
+    assert secret.reveal() == "smtp://ann:hunter2@h"
+    assert "hunter2" not in f"{secret} {secret!r} {load_settings(mail_url=secret)}"
+    assert load_settings(mail_url=secret).mail_url == secret
