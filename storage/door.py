@@ -68,18 +68,22 @@ def append_lines(store: Store, log: str, lines: Sequence[bytes]) -> Appended:
         raise UsageError(f"line {broken + 1} has a newline inside", do="Pass one event a line")
     result = Appended([None] * len(lines), _ahead(lines, latest))
     refused = set(result.refused)
-    kept = [index for index in range(len(lines)) if index not in refused]
+    kept = [i for i in range(len(lines)) if i not in refused] if refused else range(len(lines))
     groups = _by_partition(lines, kept, store.settings.partitions)
-    destinations = [(REFUSED, 0, result.refused)] if refused else []
+    destinations: list[tuple[str, int, Sequence[int]]] = [(REFUSED, 0, result.refused)] if refused else []
     destinations += [(log, partition, indexes) for partition, indexes in groups.items()]
-    done: list[tuple[list[int], list[int]]] = []
+    done: list[tuple[Sequence[int], list[int]]] = []
     for name, partition, indexes in destinations:
         try:
-            offsets = _appended(store, name, partition, [lines[i] for i in indexes], len(indexes))
+            # All of them, as nearly always: a tenth sooner than one by one.
+            chosen = lines if (whole := len(indexes) == len(lines)) else [lines[i] for i in indexes]
+            offsets = _appended(store, name, partition, chosen, len(indexes))
         except AppendError as error:
             raise _of_all(error, indexes, done, len(lines)) from error
         done.append((indexes, offsets))
-        if name == log:
+        if name == log and whole:
+            result.positions = list(zip(repeat(partition), offsets))
+        elif name == log:
             for index, position in zip(indexes, zip(repeat(partition), offsets), strict=True):
                 result.positions[index] = position
     return result
@@ -98,7 +102,7 @@ def _appended(
 
 
 def _of_all(
-    error: AppendError, indexes: list[int], done: list[tuple[list[int], list[int]]], count: int
+    error: AppendError, indexes: Sequence[int], done: Sequence[tuple[Sequence[int], list[int]]], count: int
 ) -> AfterlogError:
     """The error of one partition's append, told of all `count` lines that were to be appended.
 
@@ -168,7 +172,7 @@ def _check(line: bytes, index: int, max_line: int) -> None:
         raise UsageError(f"event {index + 1} is none: {error}", do="Nothing was appended; correct it") from error
 
 
-def _by_partition(lines: Sequence[bytes], indexes: list[int], partitions: int) -> dict[int, list[int]]:
+def _by_partition(lines: Sequence[bytes], indexes: Sequence[int], partitions: int) -> Mapping[int, Sequence[int]]:
     if partitions == 1:
         return {0: indexes} if indexes else {}
     groups: dict[int, list[int]] = {}
