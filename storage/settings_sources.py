@@ -77,8 +77,8 @@ def gather(fields: Mapping[str, Any], environment: Mapping[str, str], file: Path
         name, *parts = variable.upper().removeprefix(PREFIX).lower().split("__")
         if variable.upper().startswith(PREFIX) and name in fields:
             text = environment[variable]
-            is_json = not parts and _is_compound(fields[name])
-            value: Any = _from_json(variable, text) if is_json or (parts and text.lstrip()[:1] in ("[", "{")) else text
+            is_json = _is_compound(fields[name]) and (not parts or text.lstrip()[:1] in ("[", "{"))
+            value: Any = _from_json(variable, text) if is_json else text
             for part in reversed([name, *parts]):
                 value = {part: value}
             given = merged(given, value)

@@ -105,6 +105,13 @@ def test_a_list_in_the_environment_that_is_no_json_is_told_so(monkeypatch: pytes
         load_settings()
 
 
+def test_a_part_of_a_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AFTERLOG_MAIL_URL__X", "[hunter2")
+    with pytest.raises(UsageError, match=r"AFTERLOG_MAIL_URL .*: expected a text; found a secret") as caught:
+        load_settings()
+    assert "hunter2" not in str(caught.value)
+
+
 def test_a_secret_shows_itself_to_nobody_but_who_asks_for_it() -> None:
     secret = load_settings(mail_url="smtp://ann:hunter2@h").mail_url
     assert secret.reveal() == "smtp://ann:hunter2@h"
