@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from storage.errors import UsageError
-from storage.settings_sources import Duration, Secret, convert, gather, merged
+from storage.settings_sources import PREFIX, Duration, Secret, convert, gather, merged
 
 CONFIG = "AFTERLOG_CONFIG"
 """The environment variable that names another file than `afterlog.toml` in the working folder."""
@@ -152,9 +152,9 @@ def _config() -> Path:
 
 def _check_names() -> None:
     """A misspelt variable would otherwise be silently without effect."""
-    known = {f"AFTERLOG_{name.upper()}" for name in _FIELDS} | {CONFIG}
+    known = {f"{PREFIX}{name.upper()}" for name in _FIELDS} | {CONFIG}
     for name in os.environ:
-        if name.startswith("AFTERLOG_") and not name.startswith("AFTERLOG_TEST_") and name.split("__")[0] not in known:
+        if name.startswith(PREFIX) and not name.startswith(f"{PREFIX}TEST_") and name.split("__")[0] not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise UsageError(
                 f"no such setting: {name}", do=f"Did you mean {near[0]}?" if near else "Remove it from the environment"

@@ -21,7 +21,7 @@ _WORDS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 _AT = re.compile(r" - at `(?:key in )?\$(.*)`$")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`")
 
-Duration = Annotated[int, Meta(gt=0, description="a length of time")]
+Duration = Annotated[int, Meta(description="a length of time")]
 """Milliseconds inside; a person writes `30m`."""
 S = TypeVar("S")
 
@@ -74,12 +74,10 @@ def gather(fields: Mapping[str, Any], environment: Mapping[str, str], file: Path
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise UsageError(f"no TOML: {error}", where=str(file), do="Correct it and start again") from error
     for variable in sorted(environment):  # a whole before its parts
-        name, *parts = variable.upper().removeprefix(PREFIX).lower().split("__")
-        if variable.upper().startswith(PREFIX) and name in fields:
-            text = environment[variable]
-            is_json = _is_compound(fields[name]) and (not parts or text.lstrip()[:1] in ("[", "{"))
-            value: Any = _from_json(variable, text) if is_json else text
-            for part in reversed([name, *parts]):
+        path = variable.lower().removeprefix(PREFIX.lower()).split("__")
+        if variable.upper().startswith(PREFIX) and path[0] in fields:
+            value = _written(path, fields[path[0]], environment[variable])
+            for part in reversed(path):
                 value = {part: value}
             given = merged(given, value)
     return given
@@ -149,15 +147,14 @@ def _is_compound(kind: Any) -> bool:
     return getattr(kind, "__origin__", kind) in (tuple, frozenset, dict) or hasattr(kind, "__struct_fields__")
 
 
-def _from_json(variable: str, text: str) -> Any:
+def _written(path: list[str], kind: Any, text: str) -> Any:
+    """What a variable's text says: JSON where a list or a table is to be, or is part of one, else itself."""
+    if not _is_compound(kind) or (len(path) > 1 and text.lstrip()[:1] not in ("[", "{")):
+        return text
     try:
         return msgspec.json.decode(text)
     except msgspec.DecodeError as error:
-        raise _refused(
-            variable.upper().removeprefix(PREFIX).lower().split("__"),
-            'expected JSON, such as ["one", "two"]',
-            repr(text)[:200],
-        ) from error
+        raise _refused(path, 'expected JSON, such as ["one", "two"]', repr(text)[:200]) from error
 
 
 def _at(value: Any, path: list[str]) -> Any:

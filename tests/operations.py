@@ -28,8 +28,8 @@ from storage.settings import Settings, load_settings
 from tests.conftest import ROOT, settings_of
 
 PATIENCE = 300.0
-"""Seconds that a test waits for what must come, where how soon is not its question: a shared machine stands still for half a
-minute at times, and a run took 30 s to start on two cores that six others wanted."""
+"""Seconds that a test waits for what must come, where how soon is not its question: a run took 30 s to start on two cores that
+others wanted too."""
 AUTH = "operator:a-Secret-of-0urs"
 
 
