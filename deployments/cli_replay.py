@@ -17,7 +17,7 @@ from storage.store import Store
 from storage.times import show
 from tasks import promote as promotion
 from tasks.impact import Comparison, compare
-from tasks.replay import NICE, drop_replay, run_replay, start
+from tasks.replay import drop_replay, run_replay, start
 from tasks.replay_plan import Planned, Request, describe, parse_ticks, read_plan
 from tasks.topology import Topology, build_topology
 
@@ -67,7 +67,6 @@ def replay(
 
 def _replay_here(settings: Settings, request: Request) -> None:
     store, topology, holder = Store(settings), build_topology(settings), f"afterlog replay, process {os.getpid()}"
-    os.nice(NICE)  # what is live comes first
     planned, resumed = start(store, topology, request, holder)
     say(
         f"{'going on with ' if resumed else ''}generation {planned.generation} ({planned.row.name}): {describe(planned)}"

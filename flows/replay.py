@@ -5,7 +5,6 @@ Neither it nor anything that it imports can construct a mail transport; a test i
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, Any, Literal
 
 from prefect import flow, get_run_logger, pause_flow_run
@@ -13,7 +12,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.exceptions import FlowPauseTimeout
 from prefect.input import RunInput
-from prefect.runtime import deployment, flow_run
+from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.replay_report import report
@@ -23,7 +22,7 @@ from storage.generations import READY, RUNNING, list_replays
 from storage.store import Store
 from tasks.impact import Comparison, compare
 from tasks.promote import promote
-from tasks.replay import NICE, drop_replay, run_replay, start
+from tasks.replay import drop_replay, run_replay, start
 from tasks.replay_plan import Planned, Request, describe, parse_ticks, read_plan
 from tasks.topology import Topology, build_topology
 
@@ -67,8 +66,6 @@ def replay(
         name: what to call it. The name of one that was interrupted goes on with it.
         decide: `compare` ends with the difference. `ask` waits for a person who has seen it: yes promotes, no discards.
     """
-    if deployment.id:
-        os.nice(NICE)  # a process of its own: what is live comes first
     loaded = run_settings()
     store, topology, holder = Store(loaded), build_topology(loaded), f"replay run {flow_run.name} ({flow_run.id})"
     called = name or f"run-{str(flow_run.id)[:13]}"  # so that a run which is tried again goes on with its own

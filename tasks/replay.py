@@ -6,6 +6,7 @@ locks of what is live, and commits in small parts.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -29,11 +30,12 @@ from tasks.local import side_by_side
 from tasks.process import Summary
 from tasks.replay_follow import ReplayFollower, ReplayRun, versions_of
 from tasks.replay_plan import Plan, Planned, Request, make_plan, read_plan, write_plan
+from tasks.run import Run
 from tasks.timeline import Place, Version
 from tasks.topology import Topology
 
 NICE = 10
-"""How much a process of its own gives way to what is live."""
+"""How much a replay gives way to what is live."""
 Goals = Mapping[tuple[str, int], Place]
 Versions = Callable[[str, int], list[Version]]
 
@@ -80,7 +82,8 @@ def run_replay(
     holder: str,
     begun: Callable[[ReplayRun], None] = lambda _run: None,
 ) -> Replayed:
-    """Bring a replay's generation to its goals; `begun` gets the run, whose `stop` ends it at a batch boundary.
+    """Bring a replay's generation to its goals, giving way to what is live; `begun` gets the run, whose `stop` ends it at a
+    batch boundary.
 
     Raises:
         Stopped: it was told to stop; what it committed stands, and it goes on from there by its name.
@@ -93,7 +96,7 @@ def run_replay(
         goals = {
             (name, int(part)): Place(*place) for key, place in plan.goals.items() for name, part in [key.split("/")]
         }
-        summaries = bring(run, plan, goals)
+        summaries = bring(run, plan, goals, nice=NICE)
         if planned.row.state == RUNNING:
             set_state(store.database, planned.generation, READY)
     return Replayed(
@@ -138,23 +141,36 @@ def open_replay(planned: Planned, store: Store, topology: Topology, holder: str)
     return ReplayRun(store, topology, holder, generations)
 
 
-def bring(run: ReplayRun, plan: Plan, goals: Goals, versions: Versions | None = None) -> list[Summary]:
+def bring(
+    run: ReplayRun, plan: Plan, goals: Goals, versions: Versions | None = None, *, nice: int = 0
+) -> list[Summary]:
     """Bring every processor of a plan to its goal: side by side those that read the same, then those that read from them.
 
-    `versions` says with which settings; where it is left out, the recorded ones, but for what the plan changes.
+    `versions` says with which settings; where it is left out, the recorded ones, but for what the plan changes. With `nice`
+    the work gives way to other processes: on Linux that work alone, so that whatever the caller does next does not.
     """
+
+    def one(_run: Run, name: str) -> Summary:
+        if nice:
+            os.nice(nice)  # this thread's: nobody without privileges can take it back
+        return _bring(run, plan, name, goals, versions)
+
     first = [name for name in plan.processors if run.topology.reads(name) not in plan.logs]
-    outcome = side_by_side(run, first, lambda _run, name: _bring(run, plan, name, goals, versions))
+    rest = [[name] for name in plan.processors if name not in first]
+    return [summary for names in (first, *rest) for summary in _side_by_side(run, names, one)]
+
+
+def _side_by_side(run: ReplayRun, names: list[str], one: Callable[[Run, str], Summary]) -> list[Summary]:
+    outcome = side_by_side(run, names, one)
     if outcome.failures:
         name, error = next(iter(outcome.failures.items()))
         if len(outcome.failures) == 1:
             raise error
         raise AfterlogError(f"{len(outcome.failures)} processors failed, {name} among them: {error}") from error
-    if len(outcome.summaries) < len(first):
+    if len(outcome.summaries) < len(names):
         raise Stopped("stopped on its way")  # by something that is no error
     run.stop.clear()  # side by side, whoever ends tells the others
-    rest = [name for name in plan.processors if name not in first]
-    return [*outcome.summaries, *(_bring(run, plan, name, goals, versions) for name in rest)]
+    return outcome.summaries
 
 
 def _bring(run: ReplayRun, plan: Plan, name: str, goals: Goals, versions: Versions | None) -> Summary:

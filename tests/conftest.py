@@ -60,18 +60,6 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-@pytest.fixture(autouse=True)
-def niceness(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """What `os.nice` was given, which does nothing here.
-
-    A replay gives way to what is live, in a process of its own. This one goes on with other tests: it, and the servers that it
-    starts, would give way to all other processes until the end, and nobody may take that back.
-    """
-    given: list[int] = []
-    monkeypatch.setattr(os, "nice", given.append)
-    return given
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A module that says BOTH_DATABASES runs each of its tests that uses a database on SQLite and on PostgreSQL."""
     if getattr(metafunc.module, "BOTH_DATABASES", False) and "database" in metafunc.fixturenames:

@@ -307,10 +307,6 @@ class TestAppendAndRead:
         assert command("read", "events").out == b"".join(parts)
         assert command("read", "events", "--partition", "1").out == parts[1]
 
-    def test_a_replay_gives_way_to_what_is_live(self, command: Command, niceness: list[int]) -> None:
-        assert command("replay", "derive", "--no-prefect").code == 0
-        assert niceness == [10]
-
     def test_a_partition_or_generation_that_there_never_was_is_refused(self, command: Command, tmp_path: Path) -> None:
         (tmp_path / "lines").write_bytes(b"\n".join([*(tax(n) for n in range(20)), b""]))
         command("append", "events", "lines", partitions="3")

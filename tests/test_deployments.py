@@ -129,7 +129,7 @@ def test_a_runner_and_a_worker_register_the_same_and_do_the_same(server_of_its_o
     ],
 )  # fmt: skip
 def test_a_worker_whose_home_is_relative_is_told_so_and_makes_none(
-    name: str, arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, niceness: list[int]
+    name: str, arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = importlib.import_module(f"flows.{name}")
     flow = getattr(module, "quarantine_retry" if name == "quarantine" else name)
@@ -138,4 +138,3 @@ def test_a_worker_whose_home_is_relative_is_told_so_and_makes_none(
     with pytest.raises(UsageError, match=r"HOME is relative.*Set AFTERLOG_HOME to an absolute path"):
         flow.fn(*arguments)
     assert list(tmp_path.iterdir()) == []
-    assert niceness == ([10] if name == "replay" else [])  # it gives way to what is live

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,7 @@ from tasks.evidence import Evidence
 from tasks.local import side_by_side
 from tasks.process import follow, positions, process_to_end
 from tasks.promote import promote, rollback
-from tasks.replay import drop_replay, run_replay, start
+from tasks.replay import NICE, drop_replay, run_replay, start
 from tasks.replay_plan import Request
 from tasks.run import Run
 from tasks.time_machine import basket_at
@@ -101,6 +102,25 @@ def test_promoted_it_is_what_it_would_have_been_and_goes_on_as_that(make_store: 
     check_verified(store)
     with pytest.raises(ConflictError, match="is live"):
         drop_replay(store, "longer", "test")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is a whole process that gives way")
+def test_a_replay_gives_way_to_what_is_live_and_its_promotion_which_holds_that_up_does_not(store: Store) -> None:
+    found: set[int] = set()
+    usual = os.getpriority(os.PRIO_PROCESS, 0)  # of this thread
+    steps.arm(lambda step: found.add(os.getpriority(os.PRIO_PROCESS, 0) - usual) if step == "commit-begun" else None)
+    try:
+        history(store)
+        assert found == {0}
+        found.clear()
+        replayed(store, **LONGER)
+        assert found == {NICE}
+        write(store, *[line(n % 6, 1500 + n * 6.5) for n in range(60)], as_of=2100)
+        found.clear()
+        promote(store, build_topology(store.settings), "longer", "test")
+        assert found == {0}
+    finally:
+        steps.arm(None)
 
 
 def test_a_basket_is_told_by_the_settings_of_the_generation_that_is_live(store: Store) -> None:
