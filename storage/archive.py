@@ -18,9 +18,9 @@ from typing import BinaryIO
 import zstandard
 
 from storage.errors import AfterlogError, CorruptLogError, LostDataError
-from storage.manifest import Entry, name_of, read_manifest
+from storage.manifest import name_of, read_manifest
 from storage.remote import Remote
-from storage.segment import make_directory, segment_path
+from storage.segment import Entry, make_directory, segment_path
 from storage.steps import reached
 
 LEVEL = 6

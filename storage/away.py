@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from storage.errors import AfterlogError
-from storage.manifest import Entry, name_of, with_archived
-from storage.segment import list_segments, segment_path
+from storage.manifest import name_of, with_archived
+from storage.segment import Entry, list_segments, segment_path
 from storage.store import Store
 
 

@@ -16,38 +16,12 @@ import msgspec
 
 from storage.errors import AfterlogError, CorruptLogError
 from storage.locks import locked
-from storage.segment import Segment, fsync_directory, fsync_file, list_segments
+from storage.segment import Entry, Segment, fsync_directory, fsync_file, list_segments
 from storage.span import span_of
 
 MANIFEST, ARCHIVED = "manifest", "archived"
 _LONGEST_LINE = 4096
 _PIECE = 1 << 20
-
-
-class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
-    """One sealed segment: where it begins, its bytes and lines, first and last clock, and the hash of the entry before."""
-
-    base: int
-    length: int
-    events: int
-    first: int
-    last: int
-    sha256: str
-    previous: str
-
-    @property
-    def end(self) -> int:
-        """The offset after its last byte."""
-        return self.base + self.length
-
-    def line(self) -> bytes:
-        """The entry as it stands in the manifest, without its newline."""
-        return msgspec.json.encode(self)
-
-    @property
-    def hash(self) -> str:
-        """The SHA-256 of its line: what the next entry names."""
-        return hashlib.sha256(self.line()).hexdigest()
 
 
 _entry = msgspec.json.Decoder(Entry)

@@ -5,22 +5,48 @@ Put together in order they are the log. Only the newest grows; a sealed one neve
 
 from __future__ import annotations
 
+import hashlib
 import os
 from contextlib import suppress
 from itertools import chain, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+import msgspec
 
 from storage.errors import CorruptLogError
 from storage.times import DAY
-
-if TYPE_CHECKING:
-    from storage.manifest import Entry
 
 SUFFIX = ".jsonl"
 _LISTED_AT_MOST = 500
 _listed: dict[str, tuple[list[str], list[Segment]]] = {}
 """By directory, the names last found there and what they say: a path takes ten times as long to make as a name to compare."""
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    """A sealed segment as the manifest has it: where it begins, its bytes and lines, first and last clock, and the hash of the entry before."""
+
+    base: int
+    length: int
+    events: int
+    first: int
+    last: int
+    sha256: str
+    previous: str
+
+    @property
+    def end(self) -> int:
+        """The offset after its last byte."""
+        return self.base + self.length
+
+    def line(self) -> bytes:
+        """The entry as it stands in the manifest, without its newline."""
+        return msgspec.json.encode(self)
+
+    @property
+    def hash(self) -> str:
+        """The SHA-256 of its line: what the next entry names."""
+        return hashlib.sha256(self.line()).hexdigest()
 
 
 class Segment(NamedTuple):

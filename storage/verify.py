@@ -10,8 +10,8 @@ from pathlib import Path
 
 from storage.archive import Archive
 from storage.errors import AfterlogError
-from storage.manifest import ARCHIVED, MANIFEST, Entry, archived_end, digest_of, genesis, name_of, parse_entry, seal
-from storage.segment import Segment, list_segments
+from storage.manifest import ARCHIVED, MANIFEST, archived_end, digest_of, genesis, name_of, parse_entry, seal
+from storage.segment import Entry, Segment, list_segments
 
 
 @dataclass

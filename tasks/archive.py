@@ -11,8 +11,8 @@ from storage.archive import Archive
 from storage.backup import ARCHIVE_LOCK
 from storage.errors import AfterlogError, CorruptLogError, LostDataError, Stopped
 from storage.locks import RunLock
-from storage.manifest import Entry, archived_end, digest_of, name_of, note_archived, read_manifest, seal
-from storage.segment import Segment, fsync_directory, list_segments
+from storage.manifest import archived_end, digest_of, name_of, note_archived, read_manifest, seal
+from storage.segment import Entry, Segment, fsync_directory, list_segments
 from storage.steps import reached
 from storage.store import CLOCK, DELIVERIES, Store
 from storage.times import now
