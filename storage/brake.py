@@ -5,14 +5,17 @@ PAUSED by a person, STOPPED by delivery itself, else RUNNING. `Outbox.claim` ask
 
 from __future__ import annotations
 
+import functools
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
 from storage.database import Database
+from storage.mails import CLAIMED, MAY_HAVE_BEEN_SENT, SENT, UNKNOWN, WAITING
+from storage.tables import Contact, Delivery
 from storage.times import now
 
 DELIVER = "deliver"
@@ -21,6 +24,8 @@ HOUR, BUCKET = 3_600_000, 600_000
 LOOK_BACK = 7 * 24 * HOUR
 """How far back "the usual" looks, and how long tallies are kept."""
 
+_DELIVERY: sa.Table = Delivery.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
+_CONTACT: sa.Table = Contact.__table__  # type: ignore[attr-defined]  # likewise
 _READ = sa.text("SELECT state, reason, since FROM brake WHERE name = :name")
 _UPSERT = (
     "INSERT INTO brake (name, state, reason, since) VALUES (:name, :state, :reason, :since) "
@@ -37,6 +42,13 @@ _TALLY_BY_HOUR = sa.text(
     "SELECT SUM(count) FROM tally WHERE what = :what AND bucket >= :first AND bucket < :last GROUP BY bucket / 3600000"
 )
 _TALLY_SINCE = sa.text("SELECT SUM(count) FROM tally WHERE what = :what AND bucket >= :first")
+
+_MAILED_SINCE = sa.select(sa.func.count()).where(
+    _DELIVERY.c.state.in_((SENT, CLAIMED, UNKNOWN)),
+    _DELIVERY.c.changed_at >= sa.bindparam("since"),
+    _DELIVERY.c.cleared.is_(False),
+    _DELIVERY.c.reason != MAY_HAVE_BEEN_SENT,  # before a restore: nobody knows when
+)
 
 
 @dataclass(frozen=True)
@@ -93,6 +105,36 @@ def tally_since(database: Database, what: str, since: int) -> int:
     """How many there were since then, to the ten minutes."""
     with database.read() as connection:
         return int(connection.scalar(_TALLY_SINCE, {"what": what, "first": since // BUCKET * BUCKET}) or 0)
+
+
+def mailed_since(database: Database, since: int) -> int:
+    """How many mails went out since then, or may have, but for those that a person had released."""
+    with database.read() as connection:
+        return int(connection.scalar(_MAILED_SINCE, {"since": since}) or 0)
+
+
+def would_mail(database: Database, wall: int, allow: Sequence[str], limit: int) -> int:
+    """How many mails are due that nobody has released and that, as far as the address book tells, would be sent."""
+    with database.read() as connection:
+        return int(connection.scalar(_would_mail(tuple(allow)), {"wall": wall, "limit": limit}) or 0)
+
+
+@functools.cache
+def _would_mail(allow: tuple[str, ...]) -> sa.Select[Any]:
+    address, wall = sa.func.lower(sa.func.trim(_CONTACT.c.email)), sa.bindparam("wall", type_=sa.BigInteger)
+    allowed = [
+        address.endswith(a, autoescape=True) if a.startswith("@") else address == a for a in map(str.lower, allow)
+    ]
+    mine = (_CONTACT.c.type == _DELIVERY.c.recipient_type, _CONTACT.c.id == _DELIVERY.c.recipient_id)
+    wanted = (
+        sa.select(sa.literal(1))
+        .select_from(_DELIVERY.join(_CONTACT, sa.and_(*mine)))
+        .where(_DELIVERY.c.state == WAITING, _DELIVERY.c.next_at <= wall, _DELIVERY.c.not_after >= wall)
+        .where(_DELIVERY.c.cleared.is_(False), _CONTACT.c.unsubscribed.is_(False))
+        .where(sa.or_(*allowed) if allowed else sa.true())
+        .limit(sa.bindparam("limit", type_=sa.Integer))
+    )
+    return sa.select(sa.func.count()).select_from(wanted.subquery())
 
 
 def _brake(connection: sa.Connection) -> Brake:

@@ -6,7 +6,6 @@ and the log's committed end in one transaction after that; so an unconfirmed tai
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ from storage.errors import ConflictError
 from storage.mails import (
     AGAIN,
     CLAIMED,
-    SENT,
+    MAY_HAVE_BEEN_SENT,
     UNKNOWN,
     WAITING,
     WITHDRAWN,
@@ -32,6 +31,7 @@ from storage.mails import (
     outcome_row,
 )  # fmt: skip
 from storage.reader import PartitionReader
+from storage.restore import last_restored
 from storage.steps import reached
 from storage.store import Store
 from storage.tables import Contact, Delivery
@@ -74,42 +74,24 @@ _FORGET_DECISION = sa.text("DELETE FROM decision WHERE event_id = :event_id")
 _DUE = (
     sa.select(_DELIVERY)
     .where(_DELIVERY.c.state == WAITING, _DELIVERY.c.next_at <= sa.bindparam("wall"))
+    .where(
+        sa.or_(_DELIVERY.c.recipient_type != "", _DELIVERY.c.reason != AGAIN)
+    )  # whom it is for is still to be derived
     .order_by(_DELIVERY.c.next_at, _DELIVERY.c.log, _DELIVERY.c.partition, _DELIVERY.c.offset)
     .limit(sa.bindparam("limit", type_=sa.Integer))
 )
 _CLAIMED = sa.select(_DELIVERY).where(_DELIVERY.c.state == CLAIMED)
 _CLAIMED_FOR = _CLAIMED.where(_DELIVERY.c.reason == sa.bindparam("reason"))
+# A row that only the log `deliveries` knew of has no recipient.
+_IS_KNOWN = sa.text("SELECT 1 FROM delivery WHERE event_id = :event_id AND recipient_type <> ''")
 _IS_WAITING = sa.text("SELECT 1 FROM delivery WHERE event_id = :event_id AND state = 'WAITING'")
 _UPDATE = sa.update(_DELIVERY).where(_DELIVERY.c.event_id == sa.bindparam("its_id"))
 _COUNTS = sa.text("SELECT state, COUNT(*) FROM delivery GROUP BY state")
 _ADDRESS = sa.select(_CONTACT.c.email, _CONTACT.c.unsubscribed).where(
     _CONTACT.c.type == sa.bindparam("type"), _CONTACT.c.id == sa.bindparam("id")
 )
-_MAILED_SINCE = sa.select(sa.func.count()).where(
-    _DELIVERY.c.state.in_((SENT, CLAIMED, UNKNOWN)),
-    _DELIVERY.c.changed_at >= sa.bindparam("since"),
-    _DELIVERY.c.cleared.is_(False),
-)
 _SETTLED_BY = sa.text("SELECT verb FROM settled WHERE abandonment = :abandonment")
 _ORDERED_SINCE = sa.text("SELECT MIN(at) FROM orders WHERE customer = :customer AND at > :at")
-
-
-@functools.cache
-def _would_mail(allow: tuple[str, ...]) -> sa.Select[Any]:
-    address, wall = sa.func.lower(sa.func.trim(_CONTACT.c.email)), sa.bindparam("wall", type_=sa.BigInteger)
-    allowed = [
-        address.endswith(a, autoescape=True) if a.startswith("@") else address == a for a in map(str.lower, allow)
-    ]
-    mine = (_CONTACT.c.type == _DELIVERY.c.recipient_type, _CONTACT.c.id == _DELIVERY.c.recipient_id)
-    wanted = (
-        sa.select(sa.literal(1))
-        .select_from(_DELIVERY.join(_CONTACT, sa.and_(*mine)))
-        .where(_DELIVERY.c.state == WAITING, _DELIVERY.c.next_at <= wall, _DELIVERY.c.not_after >= wall)
-        .where(_DELIVERY.c.cleared.is_(False), _CONTACT.c.unsubscribed.is_(False))
-        .where(sa.or_(*allowed) if allowed else sa.true())
-        .limit(sa.bindparam("limit", type_=sa.Integer))
-    )
-    return sa.select(sa.func.count()).select_from(wanted.subquery())
 
 
 class Outbox:
@@ -149,16 +131,6 @@ class Outbox:
         """The mails to be tried now, oldest first."""
         with self._database.read() as connection:
             return [Mail(**row) for row in connection.execute(_DUE, {"wall": wall, "limit": limit}).mappings()]
-
-    def would_mail(self, wall: int, allow: Sequence[str], limit: int) -> int:
-        """How many mails are due that nobody has released and that, as far as the address book tells, would be sent."""
-        with self._database.read() as connection:
-            return int(connection.scalar(_would_mail(tuple(allow)), {"wall": wall, "limit": limit}) or 0)
-
-    def mailed_since(self, since: int) -> int:
-        """How many mails went out since then, or may have, but for those that a person had released."""
-        with self._database.read() as connection:
-            return int(connection.scalar(_MAILED_SINCE, {"since": since}) or 0)
 
     def claim(self, mail: Mail) -> bool:
         """Note durably that `mail` is about to be sent: from here on a crash leaves it UNKNOWN, never sent again.
@@ -256,13 +228,18 @@ class Outbox:
             self._writer(partition).cut(end + whole)  # half a line was never anybody's news
         if not whole:
             return
+        restored = last_restored(self._database)
         with self._database.write() as connection:
             for line in tail[:whole].splitlines():
                 event = orjson.loads(line)
                 row = outcome_row(event)
-                if row["reason"] != AGAIN:  # a mail to be sent once more is taken in as any other
+                if row["reason"] == AGAIN and (
+                    connection.scalar(_IS_KNOWN, row) is None or (restored and event["context"]["at"] <= restored.at)
+                ):  # whoever wrote that line may have sent it once more, and died before the next line
+                    row |= {"state": CLAIMED, "reason": MAY_HAVE_BEEN_SENT}
+                if row["reason"] != AGAIN:
                     connection.execute(_ADOPT, [row])
-                self._set_outcome(connection, row["event_id"], event["verb"], row["reason"])
+                self._set_outcome(connection, row["event_id"], row["state"], row["reason"])
             set_end(connection, self.log, 1, partition, end + whole)
 
     def _set_outcome(self, connection: sa.Connection, event_id: str, state: str, reason: str) -> None:

@@ -52,7 +52,7 @@ _TOO_SOON = (
 _KEEP = (
     'UPDATE delivery SET generation = s.generation, partition = s.partition, "offset" = s."offset", recipient_type = s.recipient_type, '
     "recipient_id = s.recipient_id, not_after = s.not_after FROM staged_mail s "
-    "WHERE s.event_id = delivery.event_id AND delivery.state = 'WAITING' AND s.not_after >= :wall"
+    "WHERE s.event_id = delivery.event_id AND delivery.state IN ('WAITING', 'UNKNOWN') AND s.not_after >= :wall"
 )
 _FORGET_WITHDRAWN = (
     f"DELETE FROM delivery WHERE {_WITHDRAWN} "  # noqa: S608  # texts of our own
@@ -105,8 +105,8 @@ class Staged:
     def apply(self, wall: int) -> Queued:
         """Have it in the tables, as a part of the transaction that is open; what is past its `not_after` at `wall` is none of it.
 
-        A mail that has a row is kept where it waits, at its new place, and else left as it is: what was delivered is never
-        delivered again. One that was withdrawn was not delivered: it is queued as if it had no row. One that may have been
+        A mail that has a row is kept where it waits or is in doubt, at its new place, since a person may have it sent once more;
+        else it is left as it is: what was delivered is never delivered again. One that was withdrawn was not delivered: it is queued as if it had no row. One that may have been
         sent before a backup was put back is queued CLAIMED: `give_up` makes that UNKNOWN.
         """
         time = {"wall": wall}

@@ -7,8 +7,18 @@ from __future__ import annotations
 
 from collections import Counter
 
-from storage.brake import BUCKET, HOUR, STOPPED, put_on, read_brake, tally_since, usual_mails, usual_tally
-from storage.outbox import Outbox
+from storage.brake import (
+    BUCKET,
+    HOUR,
+    STOPPED,
+    mailed_since,
+    put_on,
+    read_brake,
+    tally_since,
+    usual_mails,
+    usual_tally,
+    would_mail,
+)
 from storage.segment import list_segments
 from storage.store import Store
 from storage.times import now, show_duration
@@ -21,8 +31,8 @@ _USUAL_FOR = 60_000  # the usual is measured anew after so many milliseconds
 class BrakeCheck:
     """Asked before each round of mails whether they are held; holds them itself where it must."""
 
-    def __init__(self, run: Run, outbox: Outbox) -> None:
-        self._run, self._outbox = run, outbox
+    def __init__(self, run: Run) -> None:
+        self._run = run
         self._database, self._settings = run.store.database, run.store.settings
         self._usual, self._measured_at = 0.0, -_USUAL_FOR
         self.stopped: str | None = None
@@ -34,7 +44,7 @@ class BrakeCheck:
         if brake.is_on:
             return True
         wall = now()
-        due = self._outbox.would_mail(wall, self._settings.mail_allow, self._most(wall) + 1)
+        due = would_mail(self._database, wall, self._settings.mail_allow, self._most(wall) + 1)
         if not due:
             return False
         reason = self._flood(wall, min(due, limit)) or self._surge(wall, brake.since)
@@ -51,7 +61,7 @@ class BrakeCheck:
 
     def _flood(self, wall: int, due: int) -> str:
         """More mails in an hour, those due now counted as sent, than a person would want to hear of afterwards."""
-        most, sent = self._most(wall), self._outbox.mailed_since(wall - HOUR)
+        most, sent = self._most(wall), mailed_since(self._database, wall - HOUR)
         if sent + due <= most:
             return ""
         return (

@@ -62,7 +62,7 @@ class Deliverer:
         self.summary = DeliverySummary() if summary is None else summary
         self.outbox = Outbox(run.store, DELIVERIES, run.author)
         self._guards, self._restores = Guards(run, self.outbox), Restores(run)
-        self._brake, self._decide_at = BrakeCheck(run, self.outbox), 0.0
+        self._brake, self._decide_at = BrakeCheck(run), 0.0
         self._rows_may_be_old = False
         self._intake = Intake(run, self.outbox, self._restores)
         self._transport: Transport = open_transport(parse_mail_url(self.settings.mail_url.reveal()), run.store.home)

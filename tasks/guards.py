@@ -30,6 +30,8 @@ class Guards:
     def __init__(self, run: Run, outbox: Outbox) -> None:
         self._run, self._outbox, self._allow = run, outbox, run.store.settings.mail_allow
         self._by_others: dict[tuple[str, str, str], int] | None = None
+        gaps = {p.writes: int(getattr(p.settings, "gap", 0)) for p in run.topology.all()}
+        self._gaps = {log: gaps.get(log, 0) for log in run.topology.mail_logs()}
 
     def follow_logs(self) -> None:
         """Have the processors that tell at the ends of the raw logs as they are now; while they lag, mail waits."""
@@ -52,7 +54,8 @@ class Guards:
             return "too old: past its not_after" + (f"; {known}" if known else "")
         if mail.generation != self._run.generation(mail.log):
             return WITHDRAWN
-        if (at := self._mailed_by_others().get((mail.log, mail.recipient_type, mail.recipient_id))) is not None:
+        at = self._mailed_by_others().get((mail.log, mail.recipient_type, mail.recipient_id))
+        if at is not None and now() - at < self._gaps[mail.log]:
             return f"too soon: mailed at {show(at)}, when another generation was live"
         contact = self._outbox.contact(mail)
         if contact is None:
@@ -76,16 +79,15 @@ class Guards:
         return "ordered since" if "RECOVERED_BASKET" in verbs else ""
 
     def _mailed_by_others(self) -> dict[tuple[str, str, str], int]:
-        """Who was mailed within the gap between two reminders by a generation that is not live, and when.
+        """Who was mailed within the gap between two reminders before this was asked, by a generation that is not live, and when.
 
         What is live does not know of those mails. None are added while this run has the lock of `deliver`: asked once.
         """
         if self._by_others is None:
-            self._by_others, topology = {}, self._run.topology
-            gaps = {p.writes: int(getattr(p.settings, "gap", 0)) for p in topology.all()}
+            self._by_others = {}
             with self._run.store.database.read() as connection:
-                for log in topology.mail_logs():
-                    since, live = now() - gaps.get(log, 0), self._run.generation(log)
+                for log, gap in self._gaps.items():
+                    since, live = now() - gap, self._run.generation(log)
                     rows = connection.execute(_BY_OTHERS, {"log": log, "since": since, "live": live})
                     self._by_others |= {(log, type_, id_): at for type_, id_, at in rows}
         return self._by_others

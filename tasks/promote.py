@@ -17,7 +17,18 @@ import msgspec
 
 from storage.clock import Clock
 from storage.errors import ConflictError, UsageError
-from storage.generations import LIVE, READY, Move, Reader, find_replay, move, read_ends, set_state
+from storage.generations import (
+    DISCARDED,
+    LIVE,
+    READY,
+    Move,
+    Reader,
+    find_replay,
+    list_replays,
+    move,
+    read_ends,
+    set_state,
+)  # fmt: skip
 from storage.locks import RunLock
 from storage.mails import MAY_HAVE_BEEN_SENT
 from storage.outbox import Outbox
@@ -66,6 +77,17 @@ def promote(
         ConflictError: somebody holds a processor for too long; nothing has changed.
         Stopped: `stop` was set; nothing has changed.
     """
+    return _Promotion(store, topology, which, holder, stop, back=False).run()
+
+
+def rollback(
+    store: Store, topology: Topology, which: int | str, holder: str, stop: threading.Event | None = None
+) -> Moved:
+    """Make live again what was live before a replay's generation was promoted. Raises as `promote` does."""
+    return _Promotion(store, topology, which, holder, stop, back=True).run()
+
+
+def _to_promote(store: Store, which: int | str) -> Planned:
     planned = read_plan(find_replay(store.database, which))
     if planned.row.state != READY:
         raise UsageError(
@@ -77,22 +99,24 @@ def promote(
             "a replay with ticks of its own is for comparing only", found=f"as_of {planned.plan.request.as_of}",
             do="Replay with the recorded ticks to promote",
         )  # fmt: skip
-    _check_live(store, planned, planned.plan.base)
-    return _Promotion(store, topology, planned, holder, stop, back=False).run()
+    _check_live(store, planned.plan.base)
+    return planned
 
 
-def rollback(
-    store: Store, topology: Topology, which: int | str, holder: str, stop: threading.Event | None = None
-) -> Moved:
-    """Make live again what was live before a replay's generation was promoted. Raises as `promote` does."""
+def _to_roll_back(store: Store, which: int | str) -> Planned:
     planned = read_plan(find_replay(store.database, which))
+    plan = planned.plan
     if planned.row.state != LIVE:
         raise UsageError(f"generation {planned.generation} is {planned.row.state}, so there is nothing to roll back")
-    _check_live(store, planned, {**planned.plan.base, **dict.fromkeys(planned.plan.logs, planned.generation)})
-    return _Promotion(store, topology, planned, holder, stop, back=True).run()
+    _check_live(store, {**plan.base, **dict.fromkeys(plan.logs, planned.generation)})
+    back = {plan.base[log] for log in plan.logs}
+    for row in list_replays(store.database):
+        if row.generation in back and row.state == DISCARDED:
+            raise UsageError(f"generation {row.generation}, to which this would go back, was discarded")
+    return planned
 
 
-def _check_live(store: Store, planned: Planned, expected: Mapping[str, int]) -> None:
+def _check_live(store: Store, expected: Mapping[str, int]) -> None:
     for log, generation in expected.items():
         if (found := store.live_generation(log)) != generation:
             raise UsageError(
@@ -108,13 +132,15 @@ class _Promotion:
         self,
         store: Store,
         topology: Topology,
-        planned: Planned,
+        which: int | str,
         holder: str,
         stop: threading.Event | None,
         *,
         back: bool,
     ) -> None:
-        self.store, self.topology, self.planned, self.plan = store, topology, planned, planned.plan
+        self._find = _to_roll_back if back else _to_promote
+        self.planned = planned = self._find(store, which)
+        self.store, self.topology, self.plan = store, topology, planned.plan
         self.holder, self.stop, self.back = holder, stop or threading.Event(), back
         mine, before = dict.fromkeys(self.plan.logs, planned.generation), self.plan.base
         self.new = {log: before[log] for log in self.plan.logs} if back else mine
@@ -182,6 +208,7 @@ class _Promotion:
         return [*own, *(version for version in left if version.at_clock >= self.plan.moved_at)] or left
 
     def _move(self, staged: Staged, mails: Staging) -> Moved:
+        self._find(self.store, self.planned.generation)  # another one may have been moved since this one began
         self._catch_up()
         self._bring_readers()
         mails.read_on()

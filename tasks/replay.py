@@ -109,10 +109,17 @@ def drop_replay(store: Store, which: int | str, holder: str) -> int:
 
     Raises:
         UsageError: there is none.
-        ConflictError: it is live, or somebody is at work on it.
+        ConflictError: it is live, another one was made from it, or somebody is at work on it.
     """
     row = find_replay(store.database, which)
     with held(store, row.generation, holder):
+        for other in list_replays(store.database):
+            if other.state != DISCARDED and row.generation in read_plan(other).plan.base.values():
+                raise ConflictError(
+                    f"generation {row.generation} is what another was made from, and may go back to",
+                    where=f"generation {other.generation} ({other.name}), {other.state}",
+                    do=f"Discard that one first: afterlog replays discard {other.generation}",
+                )
         discard(store, row.generation)
     return row.generation
 

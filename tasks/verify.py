@@ -28,6 +28,10 @@ def verify_all(store: Store, settings: Settings, heads: Sequence[str] = ()) -> t
     finally:
         verifier.close()
     problems = [problem for each in found for problem in each.problems]
+    if not _has_database(settings) and any(log in derived or log == CLOCK for log in store.logs()):
+        problems.append(
+            "the database is gone: how far the logs reached cannot be told. Restore it, or let `afterlog process` make it anew"
+        )
     return found, problems + missing_heads(heads, found)
 
 
@@ -36,8 +40,7 @@ Places = dict[tuple[str, int, int], int]
 
 def _database(store: Store, settings: Settings) -> tuple[Places, Places]:
     """The committed ends, and how far each log was read, by log, generation and partition; none where there is no database."""
-    url = settings.resolved_database_url
-    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///").partition("?")[0]).exists():
+    if not _has_database(settings):
         return {}, {}
     look = Look(store)
     try:
@@ -50,3 +53,8 @@ def _database(store: Store, settings: Settings) -> tuple[Places, Places]:
     needed = {(row["log"], 1, row["partition"]): row["place"] for row in read}
     needed[CLOCK, 1, 0] = max((row["tick"] for row in read), default=0)
     return {(row["log"], row["generation"], row["partition"]): row["end"] for row in ends}, needed
+
+
+def _has_database(settings: Settings) -> bool:
+    url = settings.resolved_database_url
+    return not url.startswith("sqlite:///") or Path(url.removeprefix("sqlite:///").partition("?")[0]).exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,21 +19,23 @@ from storage.commit import Position, load_position
 from storage.contacts import Entry, save_contacts
 from storage.door import append_lines
 from storage.errors import AfterlogError, ConflictError, UsageError
-from storage.generations import LIVE, READY, find_replay
+from storage.generations import LIVE, READY, discard, find_replay
 from storage.locks import RunLock
 from storage.mails import MAY_HAVE_BEEN_SENT, WITHDRAWN
 from storage.restore import mark_restored
 from storage.store import Store
 from storage.times import now
 from tasks.archive import archive_all
-from tasks.deliver import deliver_to_end
+from tasks.deliver import Deliverer, deliver_to_end
 from tasks.evidence import Evidence
+from tasks.guards import Guards
 from tasks.local import side_by_side
 from tasks.process import follow, positions, process_to_end
 from tasks.promote import promote, rollback
 from tasks.replay import NICE, drop_replay, run_replay, start
 from tasks.replay_plan import Request
 from tasks.run import Run
+from tasks.settle import resolve
 from tasks.time_machine import basket_at
 from tasks.topology import build_topology
 from tasks.verify import verify_all
@@ -244,6 +247,69 @@ def test_what_is_not_ready_or_of_another_past_is_not_promoted(store: Store) -> N
 
 
 @EITHER
+@EITHER
+@pytest.mark.parametrize("what", ["promoted", "rolled back"])
+def test_what_another_has_moved_meanwhile_is_seen_under_the_locks(
+    store: Store, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Before them it may have looked, and caught up for minutes: two generations of one processor would be live."""
+    history(store)
+    topology = build_topology(store.settings)
+    replayed(store, settings={"timeout": "35m"}, name="first")
+    if what == "rolled back":
+        promote(store, topology, "first", "test")
+    replayed(store, **LONGER)
+
+    def late(step: str) -> None:
+        if step == "commit-begun" and late_once:  # it catches up
+            late_once.clear()
+            promote(store, topology, "first", "test") if what == "promoted" else rollback(
+                store, topology, "first", "test"
+            )
+
+    late_once = [True]
+    append_lines(store, "events", [line(1, 1500)])
+    process(store.home, as_of=START + 1600 * MINUTE)
+    steps.arm(late)
+    try:
+        with pytest.raises(UsageError, match="another generation of baskets is live by now"):
+            promote(store, topology, "longer", "test")
+    finally:
+        steps.arm(None)
+    assert not late_once
+    assert len([each for each in positions(store) if each.processor == "abandonment"]) == 1
+    assert find_replay(store.database, "longer").state == READY
+
+
+def test_what_another_goes_back_to_is_not_discarded(store: Store) -> None:
+    history(store)
+    topology = build_topology(store.settings)
+    first = replayed(store, settings={"timeout": "35m"}, name="first")
+    promote(store, topology, "first", "test")
+    replayed(store, **LONGER)
+    promote(store, topology, "longer", "test")
+    with pytest.raises(ConflictError, match=r"3 \(longer\), LIVE: generation 2 is what another was made from"):
+        drop_replay(store, "first", "test")
+    rollback(store, topology, "longer", "test")
+    assert store.live_generation("baskets") == first
+    drop_replay(store, "longer", "test")
+    rollback(store, topology, "first", "test")
+    drop_replay(store, "first", "test")
+    assert not list((store.home / "logs").glob("*@*"))
+
+
+def test_nobody_goes_back_to_what_an_earlier_version_let_be_discarded(store: Store) -> None:
+    history(store)
+    topology = build_topology(store.settings)
+    replayed(store, settings={"timeout": "35m"}, name="first")
+    promote(store, topology, "first", "test")
+    replayed(store, **LONGER)
+    promote(store, topology, "longer", "test")
+    discard(store, 2)
+    with pytest.raises(UsageError, match="generation 2, to which this would go back, was discarded"):
+        rollback(store, topology, "longer", "test")
+
+
 def test_a_position_of_a_generation_that_is_no_longer_live_is_refused(store: Store) -> None:
     history(store)
     topology = build_topology(store.settings)
@@ -428,6 +494,52 @@ def test_nobody_is_mailed_again_within_the_gap_by_a_generation_that_does_not_kno
 
 
 @EITHER
+@EITHER
+def test_a_mail_in_doubt_that_a_person_has_sent_once_more_is_sent_from_where_it_lies_by_then(store: Store) -> None:
+    save_contacts(store.database, [Entry("CUSTOMER", "1", "1@example.com", False)])
+    append_lines(store, "events", [recent(1, 120)])
+    process(store.home, as_of=now() - 2000)
+    replayed(store, **LONGER)
+    run = Run(store, build_topology(store.settings), "test")
+    deliverer = Deliverer(run, print)
+    put_on(store.database, PAUSED, "not now")
+    deliverer.round()
+    release(store.database)
+    [mail] = deliverer.outbox.waiting(now(), 10)
+    assert deliverer.outbox.claim(mail)  # its sender dies
+    deliverer.close()
+    promote(store, build_topology(store.settings), "longer", "test")
+    assert [state for _, state, _ in outbox(store)] == ["UNKNOWN"]
+    resolve(store, mail.event_id, sent=False, again=True)
+    deliver(store)
+    assert [state for _, state, _ in outbox(store)] == ["SENT"]
+
+
+def test_who_was_mailed_by_another_generation_is_mailed_once_the_gap_has_passed(
+    make_store: Callable[..., Store],
+) -> None:
+    """Also by a run that has looked before."""
+    store = make_store(reminder_gap="2s")
+    save_contacts(store.database, [Entry("CUSTOMER", "1", "1@example.com", False)])
+    append_lines(store, "events", [recent(1, 90), recent(1, 50)])
+    process(store.home, as_of=now() - 15 * MINUTE)
+    deliver(store)
+    replayed(store, **LONGER)
+    promote(store, build_topology(store.settings), "longer", "test")
+    run = Run(store, build_topology(store.settings), "test")
+    deliverer = Deliverer(run, print)
+    process(store.home, timeout="45m", as_of=now() - 2000)
+    put_on(store.database, PAUSED, "not now")
+    deliverer.round()
+    release(store.database)
+    [mail] = deliverer.outbox.waiting(now(), 10)
+    guards = Guards(run, deliverer.outbox)
+    assert guards.plain_reason(mail).startswith("too soon: mailed at ")
+    time.sleep(2)
+    assert guards.plain_reason(mail) == ""
+    deliverer.close()
+
+
 def test_a_mail_that_may_have_been_sent_before_a_restore_is_in_doubt(store: Store) -> None:
     """Only a new generation had it, which was lost together with the row that says that it was sent."""
     save_contacts(store.database, [Entry("CUSTOMER", "1", "1@example.com", False)])

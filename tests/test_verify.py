@@ -242,6 +242,13 @@ class TestPlaces:
         verify_all(store, store.settings)
         assert all(entry.end <= 700 for entry in read_manifest(store.directory("reactions", 0)))
 
+    def test_a_database_that_is_gone_is_told_since_then_nothing_says_how_far_a_log_reached(self, store: Store) -> None:
+        store.database.engine.dispose()
+        for path in store.home.glob("afterlog.db*"):
+            path.unlink()
+        [problem] = problems(store)
+        assert problem.startswith("the database is gone")
+
 
 class TestHead:
     def test_a_history_that_was_written_anew_contradicts_a_head_that_was_noted(self, store: Store) -> None:
