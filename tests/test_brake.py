@@ -12,9 +12,10 @@ from collections.abc import Callable
 
 import pytest
 
-from storage.brake import HOUR, read_brake
+from storage.brake import HOUR, PAUSED, put_on, read_brake, release
 from storage.contacts import Entry, save_contacts
 from storage.door import append_lines
+from storage.restore import mark_restored
 from storage.store import Store
 from storage.times import now
 from tasks.deliver import DeliverySummary, deliver_to_end, follow_mail
@@ -182,6 +183,20 @@ class TestFlood:
         assert deliver(store).states == {"SENT": 3}
         submit(store, 104)
         assert deliver(store).states == {}
+
+    def test_mails_that_may_have_been_sent_before_a_restore_are_none_of_the_last_hour(
+        self, make_store: MakeStore
+    ) -> None:
+        store = make_store(brake_floor=5)
+        put_on(store.database, PAUSED, "not now")
+        submit(store, *range(9))
+        deliver(store)
+        release(store.database)
+        mark_restored(store.database, store, run_of(store).topology.derived_logs())
+        assert deliver(store).states == {"UNKNOWN": 9}
+        time.sleep(0.01)  # what happens after the restore is new
+        submit(store, 1)
+        assert deliver(store).states == {"SENT": 1}
 
     def test_a_person_drops_what_was_held(self, make_store: MakeStore) -> None:
         store = make_store(brake_floor=3)

@@ -22,11 +22,13 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 
+from storage import steps
 from storage.contacts import Entry, forget_contact, list_contacts, read_contacts, save_contacts
 from storage.door import append_events, append_lines
 from storage.errors import UsageError
 from storage.locks import RunLock
 from storage.outbox import Outbox
+from storage.restore import mark_restored
 from storage.settings_sources import Secret
 from storage.store import DELIVERIES, Store
 from storage.tables import Delivery
@@ -35,6 +37,7 @@ from tasks.deliver import DeliverySummary, deliver_to_end
 from tasks.local import side_by_side
 from tasks.process import FinalTick, process_to_end
 from tasks.run import Run
+from tasks.settle import resolve
 from tasks.topology import build_topology
 from tests.conftest import ROOT, log_bytes, settings_of
 from tests.operations import PATIENCE
@@ -101,6 +104,13 @@ def row(store: Store) -> dict[str, Any]:
     """The one mail's row."""
     with store.database.read() as connection:
         return dict(connection.execute(sa.select(Delivery.__table__)).mappings().one())  # type: ignore[attr-defined]  # SQLModel hides it
+
+
+def lose_rows(store: Store) -> None:
+    """The database is lost, but for its address book."""
+    with store.database.write() as connection:
+        for table in ("delivery", "decision", "checkpoint", "committed_end", "state"):
+            connection.exec_driver_sql(f"DELETE FROM {table}")  # noqa: S608  # names of our own
 
 
 def make_due(store: Store) -> None:
@@ -511,6 +521,64 @@ class TestPermanentAndUnknown:
         assert server.sessions == 0
         assert log_bytes(store.home, "deliveries") == line
         assert (row(store)["state"], store.committed_end("deliveries", 0)) == ("SENT", len(line))
+
+    @pytest.mark.parametrize("lost", ["nothing", "the rows", "an unknown time"])
+    def test_a_mail_that_a_person_wants_sent_once_more_is_in_doubt_where_that_may_have_been_done(
+        self, make_store: MakeStore, lost: str
+    ) -> None:
+        """Only the log knows of the decision: whoever wrote it died, or its database is lost, or an older one is put back."""
+
+        def die(step: str) -> None:
+            if step == "outcome-logged":
+                raise OSError("died")
+
+        with SmtpServer() as server:
+            store = make_store(mail_url=server.url)
+            save_contacts(store.database, [ANN])
+            submitted(store, 1)
+            outbox = self._queued(store)
+            [mail] = outbox.waiting(now(), 1)
+            outbox.claim(mail)
+            assert deliver(store).states == {"UNKNOWN": 1}
+            steps.arm(die)
+            try:
+                with pytest.raises(OSError, match="died"):
+                    resolve(store, mail.event_id, sent=False, again=True)
+            finally:
+                steps.arm(None)
+            if lost == "the rows":
+                lose_rows(store)
+            elif lost == "an unknown time":
+                mark_restored(store.database, store, run_of(store).topology.derived_logs())
+            deliver_to_end(run_of(store))  # before anybody has derived the mail again
+            process_to_end(run_of(store), "derive", None)
+            deliver(store)
+            assert row(store)["state"] == ("SENT" if lost == "nothing" else "UNKNOWN")
+            assert len(server.inbox) == (lost == "nothing")
+            if lost != "nothing":
+                resolve(store, mail.event_id, sent=False, again=True)
+                assert deliver(store).states == {"SENT": 1}
+                assert len(server.inbox) == 1
+
+    def test_a_mail_that_a_person_wants_sent_once_more_waits_until_it_is_known_to_whom(
+        self, make_store: MakeStore
+    ) -> None:
+        with SmtpServer() as server:
+            store = make_store(mail_url=server.url)
+            save_contacts(store.database, [ANN])
+            submitted(store, 1)
+            outbox = self._queued(store)
+            [mail] = outbox.waiting(now(), 1)
+            outbox.claim(mail)
+            assert deliver(store).states == {"UNKNOWN": 1}
+            lose_rows(store)
+            deliver_to_end(run_of(store))
+            resolve(store, mail.event_id, sent=False, again=True)
+            deliver_to_end(run_of(store))
+            assert row(store)["state"] == "WAITING"
+            process_to_end(run_of(store), "derive", None)
+            assert deliver(store).states == {"SENT": 1}
+        assert len(server.inbox) == 1
 
     def _queued(self, store: Store) -> Outbox:
         """Have the mail wait in the outbox: the server was not there at its first try."""
