@@ -88,6 +88,10 @@ class Database:
             finally:
                 connection.invalidate()  # else the next one to use it finds what is left
 
+    def sorted_as(self, text: str) -> str:
+        """What the database puts in place of a text where it sorts by it."""
+        return text if self.engine.dialect.name == "sqlite" else postgresql.escape(text)
+
     def committed_end(self, log: str, partition: int, generation: int) -> int:
         """Where readers of a derived log stop; 0 where nothing was ever committed."""
         place = {"log": log, "generation": generation, "partition": partition}

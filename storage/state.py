@@ -124,14 +124,19 @@ class StateStore(Generic[S]):
         """
         self._ticked = ticked = self._ticked or []
         # What was put since the last commit has another due by now than its row says.
-        fresh = sorted((*due, key) for key in self._changed if (due := self._due(key)) is not None and due[0] < bound)
+        as_there = self._database.sorted_as
+        fresh = sorted(
+            (*due, as_there(key), key)
+            for key in self._changed
+            if (due := self._due(key)) is not None and due[0] < bound
+        )
         merged = heapq.merge(fresh, self._stored(bound, at_once))
-        while found := list(itertools.islice(merged, at_once)):
-            ticked += [key for _, _, key in found]
-            yield [(key, self.get(key)) for _, _, key in found]  # type: ignore[misc]  # what is due is there
+        while found := [key for *_, key in itertools.islice(merged, at_once)]:
+            ticked += found
+            yield [(key, self.get(key)) for key in found]  # type: ignore[misc]  # what is due is there
 
-    def _stored(self, bound: int, at_once: int) -> Iterator[tuple[int, int, str]]:
-        """Due, rank and key of the rows due before `bound` that have not changed since the last commit; read into memory."""
+    def _stored(self, bound: int, at_once: int) -> Iterator[tuple[int, int, str, str]]:
+        """The rows due before `bound` that have not changed since the last commit, by due, rank and key; read into memory."""
         after = (-(2**63), 0, "")
         while True:
             with self._database.read() as connection:
@@ -140,7 +145,7 @@ class StateStore(Generic[S]):
             for key, value, due, rank in rows:
                 if key not in self._changed:
                     self._remember(key, value)
-                    yield due, rank, key
+                    yield due, rank, self._database.sorted_as(key), key
             if len(rows) < at_once:
                 return
             after = (rows[-1].due, rows[-1].rank, rows[-1].key)

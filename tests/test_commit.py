@@ -888,6 +888,22 @@ class TestState:
         states.committed()
         assert (states.earliest, due_keys(states, 6, 10)) == (2, [["c", "a"]])
 
+    def test_equals_are_in_the_order_of_their_keys_whether_they_are_committed_yet_or_not(self, store: Store) -> None:
+        keys = ["a\x00", "a\x01", "a\x19", "a\x1a", "a\x1b", "b"]  # PostgreSQL has no NUL
+        states: StateStore[dict[str, Any]] = StateStore(store.database, 7, dict, cache_keys=10)
+        for key in keys:
+            states.put(key, {}, (5, 0))
+        [before] = due_keys(states, 6, 10)
+        with store.database.write() as connection:
+            states.write(connection)
+        states.committed()
+        [after] = due_keys(states, 6, 10)
+        for key in keys[::2]:
+            states.put(key, {}, (5, 0))
+        [mixed] = due_keys(states, 6, 10)
+        assert sorted(before) == keys
+        assert before == after == mixed
+
 
 def due_keys(states: StateStore[dict[str, Any]], bound: int, at_once: int) -> list[list[str]]:
     """The keys of what is due, list by list."""
