@@ -31,7 +31,7 @@ _CHUNK = 1 << 20
 def append(log: str, file: Annotated[str, Parameter(allow_leading_hyphen=True)] = "-") -> None:
     """Append the lines of FILE to LOG, exactly as they are.
 
-    The lines are durable when this ends. A line whose event.inserted_at lies too far ahead of the wall clock goes to the
+    The lines are durable when this ends. A line whose clock lies too far ahead of the wall clock goes to the
     log `refused` instead, and is told of.
 
     Args:
@@ -52,7 +52,7 @@ def append(log: str, file: Annotated[str, Parameter(allow_leading_hyphen=True)] 
                 refused += len(result)
                 for index in result[:5]:
                     say(
-                        f"line {before + index + 1} is refused: its event.inserted_at lies ahead of now; it is in the log refused"
+                        f"line {before + index + 1} is refused: its clock lies ahead of now; it is in the log refused"
                     )
         except KeyboardInterrupt:
             doubt = "" if tried == count else f"; lines {count + 1} to {tried} may be, which the log's end tells"

@@ -90,7 +90,11 @@ class Database:
 
     def sorted_as(self, text: str) -> str:
         """What the database puts in place of a text where it sorts by it."""
-        return text if self.engine.dialect.name == "sqlite" else postgresql.escape(text)
+        return text if self._is_sqlite else postgresql.escape(text)
+
+    @cached_property
+    def _is_sqlite(self) -> bool:
+        return postgresql.database_url(self.url).get_backend_name() == "sqlite"
 
     def committed_end(self, log: str, partition: int, generation: int) -> int:
         """Where readers of a derived log stop; 0 where nothing was ever committed."""

@@ -26,8 +26,13 @@ class _Stamp(msgspec.Struct, frozen=True, gc=False):
     inserted_at: int | float | str | UnsetType = UNSET
 
 
+class _Context(msgspec.Struct, frozen=True, gc=False):
+    at: Any = UNSET  # where it does not matter, whatever it is
+
+
 class _Stamped(msgspec.Struct, gc=False):
     event: _Stamp = _Stamp()
+    context: _Context = _Context()
 
 
 class _Subject(msgspec.Struct):
@@ -54,7 +59,8 @@ class Appended:
 def append_lines(store: Store, log: str, lines: Sequence[bytes]) -> Appended:
     """Append raw lines, without their newlines, exactly as they are; nothing is stamped.
 
-    A line whose `event.inserted_at` lies ahead of the wall clock by more than the setting goes to the log `refused`.
+    A line whose clock (`event.inserted_at`, or `context.at` where that is missing) lies ahead of the wall clock by more than the
+    setting goes to the log `refused`: what came after it would be as late as that.
 
     Raises:
         UsageError: a line has a newline inside.
@@ -186,8 +192,8 @@ def _ahead(lines: Sequence[bytes], latest: int) -> list[int]:
     if (bounds := alike(lines)) and int(max(bounds)) <= latest:
         return []
     try:
-        stamps: list[Any] = [at for each in map(_decode_stamp, lines) if (at := each.event.inserted_at) is not UNSET]
-        if {*map(type, stamps)} <= {int} and (not stamps or SECONDS_BELOW <= min(stamps) <= max(stamps) <= latest):
+        clocks = [clock for line in lines if (clock := _clock(line)) is not UNSET]
+        if {*map(type, clocks)} <= {int} and (not clocks or SECONDS_BELOW <= min(clocks) <= max(clocks) <= latest):
             return []
     except _REFUSALS:
         pass  # one of them is unusual, so each is looked at by itself
@@ -195,17 +201,21 @@ def _ahead(lines: Sequence[bytes], latest: int) -> list[int]:
 
 
 def is_ahead(line: bytes, latest: int) -> bool:
-    """Whether the `event.inserted_at` of a line lies after `latest`; False where it has none that can be used."""
+    """Whether the clock of a line lies after `latest`; False where it has none that can be used."""
     try:
-        value = _decode_stamp(line).event.inserted_at
+        value = _clock(line)
     except _REFUSALS:
         return False  # the judge will say what is wrong with it
-    if value is UNSET:
-        return False
     if isinstance(value, float):
         return (value * 1000 if value < SECONDS_BELOW else value) > latest
-    millis = parse_time(value)
+    millis = parse_time(value) if value.__class__ in (int, str) else None
     return millis is not None and millis > latest
+
+
+def _clock(line: bytes) -> Any:
+    stamped = _decode_stamp(line)
+    taken = stamped.event.inserted_at
+    return stamped.context.at if taken is UNSET else taken
 
 
 def _partition(line: bytes, partitions: int) -> int:

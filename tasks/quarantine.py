@@ -87,7 +87,7 @@ def retry(store: Store, ident: str, line: bytes | None = None, *, force: bool = 
         forget_retry(store.database, place)
         raise
     if position is None:  # the wall clock was set back since the check
-        raise AfterlogError("the line went to the log refused: its event.inserted_at lies ahead of now", where=found.id)
+        raise AfterlogError("the line went to the log refused: its clock lies ahead of now", where=found.id)
     finish_retry(store.database, place, *position)
     return Retry(found.id, log, *position)
 
@@ -126,7 +126,7 @@ def check_line(store: Store, line: bytes, where: str) -> None:
             raise Rejected(f"too long: {len(line)} bytes, at most {settings.max_line}")
         judge(line, 0, 0)
         if is_ahead(line, now() + settings.ahead):
-            raise Rejected("its event.inserted_at lies ahead of now")
+            raise Rejected("its clock lies ahead of now")
     except Rejected as error:
         raise UsageError(
             f"the judge refuses the line: {error}", where=where, do="Nothing was appended; give a corrected line"

@@ -367,12 +367,21 @@ class TestRefused:
             lines = [others[0], ahead, *others[1:]]
             assert append_lines(store, "events", lines).refused == [1], lines
 
-    def test_how_far_ahead_is_a_setting_and_only_the_stamp_counts(self, make_store: MakeStore) -> None:
+    def test_how_far_ahead_is_a_setting_and_only_the_clock_counts(self, make_store: MakeStore) -> None:
         store, ahead = make_store(ahead="2h"), now() + 3_600_000
-        happened = json.dumps(event(context={"at": ahead * 2})).encode()
+        happened = json.dumps(event(context={"at": ahead * 2}, event={"inserted_at": ahead})).encode()
         assert append_lines(store, "events", [raw(inserted_at=ahead), happened]).refused == []
         assert append_lines(store, "events", [raw(inserted_at=ahead + 3_700_000)]).refused == [0]
         assert append_lines(store, "events", [happened, raw(), raw(inserted_at=ahead + 3_700_000)]).refused == [2]
+
+    @pytest.mark.parametrize("at", [4_000_000_000_000, 4_000_000_000, 4e9, "2096-10-02T07:06:40Z"])
+    def test_without_a_stamp_the_clock_is_when_it_happened(self, store: Store, at: Any) -> None:
+        """One such line, and until then everything in its partition came too late to count."""
+        fine = [json.dumps({**event(), "context": {"at": when}}).encode() for when in (5, True, None, [4e12], "4e12")]
+        line = json.dumps({**event(), "context": {"at": at}}).encode()
+        assert append_lines(store, "events", [fine[0], line]).refused == [1]
+        assert append_lines(store, "events", [*fine, line]).refused == [5]
+        assert append_lines(store, "events", [line]).refused == [0]
 
     @pytest.mark.parametrize("place", range(3))
     def test_one_among_many_that_end_alike_is_found(self, store: Store, place: int) -> None:
@@ -386,7 +395,7 @@ class TestRefused:
         )
         assert (done.returncode, done.stdout) == (0, b"")
         assert done.stderr == (
-            b"line 2 is refused: its event.inserted_at lies ahead of now; it is in the log refused\n"
+            b"line 2 is refused: its clock lies ahead of now; it is in the log refused\n"
             b"2 lines appended to events, 1 refused\n"
         )
         assert log_bytes(tmp_path, "events") == raw(1) + b"\n" + raw(3) + b"\n"
