@@ -14,20 +14,21 @@ from storage.errors import AfterlogError, UsageError
 from storage.tables import Contact
 
 COLUMNS = ("type", "id", "email", "unsubscribed")
-_YES, _NO = {"1", "true", "yes", "y"}, {"", "0", "false", "no", "n"}
+_SAID = {"1": True, "true": True, "yes": True, "y": True, "0": False, "false": False, "no": False, "n": False, "": None}
 _UPSERT = sa.text(
-    "INSERT INTO contact (type, id, email, unsubscribed) VALUES (:type, :id, :email, :unsubscribed) "
-    "ON CONFLICT (type, id) DO UPDATE SET email = excluded.email, unsubscribed = excluded.unsubscribed"
+    "INSERT INTO contact (type, id, email, unsubscribed) VALUES (:type, :id, :email, COALESCE(CAST(:unsubscribed AS BOOLEAN), FALSE)) "
+    "ON CONFLICT (type, id) DO UPDATE SET email = excluded.email, "
+    "unsubscribed = COALESCE(CAST(:unsubscribed AS BOOLEAN), contact.unsubscribed)"
 )
 
 
 class Entry(NamedTuple):
-    """One line of the address book."""
+    """One line of the address book; `unsubscribed` is None where a file does not say: whoever was stays so."""
 
     type: str
     id: str
     email: str
-    unsubscribed: bool
+    unsubscribed: bool | None
 
 
 def read_contacts(path: Path, check: Callable[[str], object] = str) -> list[Entry]:
@@ -43,8 +44,9 @@ def read_contacts(path: Path, check: Callable[[str], object] = str) -> list[Entr
             missing = [name for name in COLUMNS[:3] if name not in found]
             if missing:
                 raise UsageError(
-                    f"no column {missing[0]!r}", where=str(path), found=",".join(found), expected=",".join(COLUMNS)
-                )
+                    f"no column {missing[0]!r}", where=str(path), found=",".join(found) or "an empty file",
+                    expected=",".join(COLUMNS),
+                )  # fmt: skip
             return [_entry(row, check, f"{path}, line {rows.line_num}") for row in rows]
     except OSError as error:
         raise UsageError(f"cannot read the file: {error.strerror}", where=str(path)) from error
@@ -88,6 +90,6 @@ def _entry(row: dict[str, str | None], check: Callable[[str], object], where: st
     except AfterlogError as error:
         raise UsageError(f"no mail can reach this email: {error}", where=where) from error
     said = (row.get("unsubscribed") or "").strip().lower()
-    if said not in _YES | _NO:
+    if said not in _SAID:
         raise UsageError("unsubscribed is neither yes nor no", where=where, found=repr(said), expected="true or false")
-    return Entry(kind, ident, email, said in _YES)
+    return Entry(kind, ident, email, _SAID[said])

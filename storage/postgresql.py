@@ -43,7 +43,7 @@ def database_url(text: str) -> sa.URL:
         url = url.set(drivername="postgresql+psycopg")
     if url.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql+psycopg"):
         raise _no_url("it is of another kind")
-    if "@" in (url.host or ""):
+    if "@" in (url.host or "") or (url.host and "@" in (url.database or "")):  # else a part of it is told as a host
         raise _no_url("an @ in a password is written %40, a / %2F")
     return url
 

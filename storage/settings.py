@@ -140,6 +140,10 @@ def load_settings(**overrides: object) -> Settings:
         raise UsageError(f"{CONFIG} names no file", found=str(_config()), do="Correct it, or leave it out")
     given = merged(gather(_FIELDS, os.environ, _config()), overrides)
     settings = convert(Settings, _FIELDS, given)
+    if settings.archive_url is not None and not settings.archive_url.reveal():  # else it would be the working folder
+        raise UsageError(
+            "setting AFTERLOG_ARCHIVE_URL: it is empty", do="Leave it out for the folder `archive` in HOME"
+        )
     home = str(settings.home.resolve())
     if settings.database_url is None and set(home) & set("?%"):  # the database's URL would mean something else by it
         raise UsageError("setting AFTERLOG_HOME: a ? or % in its name", where=home, do="Choose another folder")

@@ -89,11 +89,14 @@ class _Reading:
         self._holders: dict[str, str] = {}
         self._failures = {row["processor"]: row for row in look.rows("SELECT * FROM failure")}
         self._problems: list[str] = []
+        self._cut: dict[str, str] = {}
+        self._ahead: dict[str, int] = {}
 
     def status(self) -> Status:
         """Read everything; the problems last, as they were found."""
         mails = self._mails()
         rows = [self._row(place, mails) for place in self._places()]
+        self._tell_logs()
         self._tell_processors(rows)
         self._tell_mails(mails)
         self._tell_shifts()
@@ -115,13 +118,17 @@ class _Reading:
         generation = self._look.live_generation(log)
         reader = self._store.reader(log, partition, generation)
         try:
-            end = self._look.committed_end(log, partition, generation) if log in self._derived else reader.end()
+            end = there = reader.end()
+            if log in self._derived and (end := self._look.committed_end(log, partition, generation)) > there:
+                self._cut[f"{log}/{partition}"] = f"it ends at {there}, and up to {end} it was there"
             lag_ms = self._overdue(place)
-            if end > offset:
+            if min(end, there) > offset:
                 first = BatchCache(1, 1 << 30, kept=1).get(reader, log, partition, offset, end, place.get("clock", 0))
                 lag_ms = max(lag_ms, self._wall - first.clock if first else 0, 1)
         finally:
             reader.close()
+        if log not in self._derived and place.get("clock", 0) > self._wall + self._settings.ahead:
+            self._ahead[f"{log}/{partition}"] = place["clock"]
         state = self._state(name, end - offset, lag_ms, place.get("committed_at", 0))
         if name == DELIVER and mails.brake != "RUNNING":
             state = PAUSED
@@ -179,6 +186,13 @@ class _Reading:
             due=due["mails"],
             oldest_due_ms=max(0, self._wall - due["oldest"]) if due["mails"] else 0,
         )
+
+    def _tell_logs(self) -> None:
+        self._problems += [f"{log} was cut: {how}" for log, how in self._cut.items()]
+        for log, clock in self._ahead.items():
+            self._problems.append(
+                f"the clock of {log} lies ahead, at {show(clock)}: one of its lines says so, and what comes in until then counts as late"
+            )
 
     def _tell_processors(self, rows: list[ProcessorStatus]) -> None:
         for row in rows:

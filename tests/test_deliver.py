@@ -724,15 +724,15 @@ class TestContacts:
     def test_a_csv_file_is_read_with_its_columns_in_any_order(self, tmp_path: Path) -> None:
         text = 'email,unsubscribed,id,type,note\r\nann@example.com,,1,CLIENT,x\r\n" bob@example.com ",Yes," 2 ",CUSTOMER,"a\nb"\r\n'
         assert self._read(tmp_path, b"\xef\xbb\xbf" + text.encode()) == [
-            Entry("CLIENT", "1", "ann@example.com", False), Entry("CUSTOMER", "2", "bob@example.com", True),
+            Entry("CLIENT", "1", "ann@example.com", None), Entry("CUSTOMER", "2", "bob@example.com", True),
         ]  # fmt: skip
-        assert self._read(tmp_path, b"type,id,email\nCLIENT,1,ann@example.com\n") == [ANN]
+        assert self._read(tmp_path, b"type,id,email\nCLIENT,1,ann@example.com\n") == [ANN._replace(unsubscribed=None)]
         assert self._read(tmp_path, b"type,id,email\n") == []
 
     @pytest.mark.parametrize(
         ("text", "sentence"),
         [
-            (b"", "no column 'type'; found , expected type,id,email,unsubscribed"),
+            (b"", "no column 'type'; found an empty file, expected type,id,email,unsubscribed"),
             (b"type,id,mail\nCLIENT,1,x@example.com\n", "no column 'email'; found type,id,mail, expected type,id,email,unsubscribed"),
             (b"type,id,email\nCLIENT,1,a@example.com\nCLIENT,,b@example.com\n", "line 3: an entry without type, id or email"),
             (b"type,id,email\nCLIENT,1\n", "line 2: an entry without type, id or email"),
@@ -754,6 +754,21 @@ class TestContacts:
     def test_a_file_that_is_not_there_is_refused(self, tmp_path: Path, name: str) -> None:
         with pytest.raises(UsageError, match=r"cannot read the file: (No such file|Is a directory)"):
             read_contacts(tmp_path / name)
+
+    @pytest.mark.parametrize(
+        "text", ["type,id,email\nCLIENT,1,new@example.com\n", "type,id,email,unsubscribed\nCLIENT,1,new@example.com,\n"]
+    )
+    def test_who_has_unsubscribed_stays_so_where_a_file_does_not_say(
+        self, store: Store, tmp_path: Path, text: str
+    ) -> None:
+        (tmp_path / "new.csv").write_text(text)
+        new = read_contacts(tmp_path / "new.csv")
+        save_contacts(store.database, [ANN._replace(unsubscribed=True)])
+        save_contacts(store.database, new)
+        assert list_contacts(store.database) == [ANN._replace(email="new@example.com", unsubscribed=True)]
+        forget_contact(store.database, "CLIENT", "1")
+        save_contacts(store.database, new)
+        assert list_contacts(store.database) == [ANN._replace(email="new@example.com", unsubscribed=False)]
 
     def test_an_entry_is_replaced_by_the_next_of_its_type_and_id_and_can_be_forgotten(self, store: Store) -> None:
         bob = Entry("CUSTOMER", "1", "bob@example.com", True)

@@ -92,6 +92,10 @@ def test_no_command_shows_or_keeps_the_mail_password_whatever_becomes_of_a_mail(
             f"postgresql://ann:{SECRET}@h:{SECRET}/db",
             "AFTERLOG_DATABASE_URL: no URL of a database that Afterlog knows: it cannot be read",
         ),
+        (
+            f"postgresql://ann:a@{SECRET}/b@h/db",
+            "AFTERLOG_DATABASE_URL: no URL of a database that Afterlog knows: an @ in a password is written %40, a / %2F",
+        ),
         (f"sqlite:////nowhere/at/all.db?password={SECRET}", "sqlite:////nowhere/at/all.db: the database refused"),
     ],
 )

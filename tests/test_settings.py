@@ -35,6 +35,12 @@ def test_an_argument_wins_over_the_environment_and_that_over_the_file(monkeypatc
     assert (found.anomalies.samples, found.anomalies.deviations) == (8, 3.0)
 
 
+def test_an_archive_without_a_name_is_not_the_working_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AFTERLOG_ARCHIVE_URL", "")
+    with pytest.raises(UsageError, match="AFTERLOG_ARCHIVE_URL: it is empty"):
+        load_settings()
+
+
 def test_a_part_wins_over_its_whole_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AFTERLOG_ANOMALIES__MEASURES", '["object.value"]')
     monkeypatch.setenv("AFTERLOG_ANOMALIES", '{"samples": 5, "measures": []}')

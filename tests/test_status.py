@@ -174,6 +174,22 @@ class TestStates:
         assert len(said) == len(ON_RAW)
         assert "lies beyond the log's end 0" in said[0]
 
+    def test_a_derived_log_that_was_cut_is_told(self, store: Store) -> None:
+        browse(store, ago=3_600_000, verb="ADDED_ITEM_TO_BASKET", item={"id": 1})
+        assert afterlog(store.home, "process", "--no-prefect").returncode == 0
+        [file] = (store.home / "logs" / "baskets" / "0").glob("*.jsonl")
+        end = file.stat().st_size
+        file.write_bytes(b"")
+        assert status(store.home)["problems"] == [f"baskets/0 was cut: it ends at 0, and up to {end} it was there"]
+
+    def test_a_clock_that_lies_ahead_is_told_since_all_that_comes_counts_as_late(self, store: Store) -> None:
+        line = {"subject": {"id": 1}, "verb": "X", "object": {}, "context": {"at": 4_000_000_000_000}}
+        store.writer("events", 0).append([json.dumps(line).encode()])  # past the door, or before it looked
+        browse(store)
+        assert afterlog(store.home, "process", "--no-prefect").returncode == 0
+        [problem] = status(store.home)["problems"]
+        assert problem.startswith("the clock of events/0 lies ahead, at 2096-10-02T07:06:40.000Z: ")
+
     def test_a_runner_that_is_gone_shows_on_an_idle_log_too(self, store: Store) -> None:
         browse(store)
         afterlog(store.home, "process", "--no-prefect")

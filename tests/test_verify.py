@@ -6,6 +6,8 @@ import hashlib
 import itertools
 import json
 import random
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from storage.manifest import MANIFEST, genesis, read_manifest
 from storage.span import span_of
 from storage.store import Store
 from tasks.verify import verify_all
+from tests import test_replay as replays
 from tests.conftest import afterlog
 from tests.test_archive import archive, local
 from tests.test_commit import add, process, processed, tax
@@ -241,6 +244,15 @@ class TestPlaces:
             connection.exec_driver_sql("UPDATE committed_end SET \"end\" = 700 WHERE log = 'reactions'")
         verify_all(store, store.settings)
         assert all(entry.end <= 700 for entry in read_manifest(store.directory("reactions", 0)))
+
+    @pytest.mark.parametrize("log", ["events", "clock", "baskets"])
+    def test_a_log_that_is_gone_whole_is_told(self, make_store: MakeStore, log: str) -> None:
+        store = make_store()
+        replays.write(store, replays.line(1, 0), as_of=60)
+        assert problems(store) == []
+        shutil.rmtree(store.home / "logs" / log)
+        [problem] = problems(store)
+        assert re.fullmatch(rf"{log}/0: the log is gone, and up to [1-9]\d* it was there", problem)
 
     def test_a_database_that_is_gone_is_told_since_then_nothing_says_how_far_a_log_reached(self, store: Store) -> None:
         store.database.engine.dispose()
