@@ -7,7 +7,6 @@ mail whose outcome it does not know that it may have been sent since.
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,8 @@ from storage.tables import Restored as RestoredRow
 from storage.times import now
 
 _PIECE = 1 << 20
+_BESIDE = ("-wal", "-shm", "-journal")
+"""What SQLite keeps beside a file, and applies to whichever file it finds under that name."""
 _PATIENCE = 5.0
 """How many seconds whoever reads the database may take, before a restore gives up."""
 _LAST = sa.text("SELECT at, ends FROM restored ORDER BY at DESC LIMIT 1")
@@ -93,24 +94,25 @@ def restore_logs(store: Store, folder: Path) -> list[str]:
 
 def restore_database(store: Store, folder: Path, derived: set[str]) -> int:
     """Replace the database by the backup's, marked as restored, in one step; gives how many mails are in doubt."""
-    draft = store.home / ".restoring.db"
+    url = postgresql.database_url(store.settings.resolved_database_url)
+    is_file = url.get_backend_name() == "sqlite"
+    live = Path(str(url.database)).resolve() if is_file else store.home / FILE
+    draft = live.with_name(f"{live.name}.restoring")  # beside it: one step is possible only within a file system
     fresh = Database(f"sqlite:///{draft}", store.home)
     try:
         copy_file(folder / FILE, draft, 1 << 62)
         doubtful = mark_restored(fresh, store, derived)  # it is migrated on the way
-        url = postgresql.database_url(store.settings.resolved_database_url)
-        if url.get_backend_name() == "sqlite":
+        if is_file:
             fresh.dispose()
             close_file(draft)
-            _swap_files(draft, Path(str(url.database)))
+            _swap_files(draft, live)
         else:
             moment = {"yield_per": 5_000}
             with store.database.write() as target, fresh.engine.connect().execution_options(**moment) as source:
                 copy_rows(source, target)
     finally:
         fresh.dispose()
-        for path in store.home.glob(".restoring.db*"):
-            path.unlink()
+        _remove(draft)
     return doubtful
 
 
@@ -209,10 +211,16 @@ def _swap_files(draft: Path, live: Path) -> None:
         kept = live.with_name(live.name + ".replaced")
         kept.unlink(missing_ok=True)
         os.link(live, kept)
-    for suffix in ("-wal", "-shm"):  # a later one must never find the log of an earlier one
-        live.with_name(live.name + suffix).unlink(missing_ok=True)
-    shutil.move(draft, live) if draft.stat().st_dev != live.parent.stat().st_dev else draft.replace(live)
+    _remove(live, _BESIDE)
+    fsync_directory(live.parent)  # nor may a power loss give the new one what was the old one's
+    draft.replace(live)
     fsync_directory(live.parent)
+
+
+def _remove(file: Path, suffixes: tuple[str, ...] = ("", *_BESIDE)) -> None:
+    """Remove an SQLite file, or only what is beside it."""
+    for suffix in suffixes:
+        file.with_name(file.name + suffix).unlink(missing_ok=True)
 
 
 def _make_whole(live: Path) -> None:

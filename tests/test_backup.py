@@ -31,7 +31,7 @@ from storage.segment import make_directory
 from storage.store import Store
 from storage.tables import Delivery
 from storage.times import now
-from tests.conftest import ROOT, log_bytes, settings_of
+from tests.conftest import ROOT, log_bytes, settings_of, use_database
 from tests.smtp_server import SmtpServer, refusing_port
 from tests.test_commit import add, derived, process, processed, result, shop, tax
 from tests.test_deliver import ANN, deliver, parsed, submitted
@@ -69,6 +69,15 @@ def _command(home: Path, *arguments: str, **more: Any) -> subprocess.CompletedPr
         [sys.executable, "-m", "deployments.cli", *arguments], env={**env, "AFTERLOG_HOME": str(home)}, cwd=ROOT,
         capture_output=True, text=True, check=False, **more,
     )  # fmt: skip
+
+
+def _contacts_in(path: Path) -> int:
+    connection = sqlite3.connect(path)
+    try:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        return int(connection.execute("SELECT COUNT(*) FROM contact").fetchone()[0])
+    finally:
+        connection.close()
 
 
 def close(store: Store) -> None:
@@ -364,10 +373,37 @@ class TestWhole:
         reader.close()
         command(cli_backup.restore, store.home, tmp_path / "backup")
         assert list_contacts(make_store().database) == [ANN]
-        kept = sqlite3.connect(live.with_name("afterlog.db.replaced"))
-        assert kept.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        assert kept.execute("SELECT count(*) FROM contact").fetchone() == (51,)
-        kept.close()
+        assert _contacts_in(live.with_name("afterlog.db.replaced")) == 51
+
+    @pytest.mark.only("sqlite")
+    def test_a_database_outside_home_is_replaced_in_one_step(
+        self, make_store: MakeStore, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What takes its place lies whole beside it before, wherever that is: between two file systems there is no such step."""
+        real, link = tmp_path / "elsewhere" / "a.db", tmp_path / "link.db"
+        real.parent.mkdir()
+        link.symlink_to(real)
+        use_database(tmp_path / "home", f"sqlite:///{link}")
+        store = make_store()
+        save_contacts(store.database, [ANN])
+        command(cli_backup.backup, store.home, tmp_path / "backup")
+        save_contacts(store.database, [Entry("CUSTOMER", "15", "kim@example.com", False)])
+        close(store)
+        replace, steps = Path.replace, []
+
+        def look(draft: Path, live: Path) -> None:
+            steps.append((draft.parent, live, *(_contacts_in(path) for path in (draft, live))))
+            replace(draft, live)
+
+        monkeypatch.setattr(Path, "replace", look)
+        command(cli_backup.restore, store.home, tmp_path / "backup")
+        assert steps == [(real.parent, real, 1, 2)]
+        assert link.is_symlink()
+        assert list_contacts(make_store().database) == [ANN]
+        assert {path.name.removesuffix("-shm").removesuffix("-wal") for path in real.parent.iterdir()} == {
+            "a.db",
+            "a.db.replaced",
+        }
 
     @pytest.mark.only("sqlite")
     def test_where_there_is_no_space_it_is_told_in_one_sentence(self, make_store: MakeStore, tmp_path: Path) -> None:
@@ -394,7 +430,7 @@ class TestWhole:
             assert failed.returncode == 1
             assert failed.stderr.startswith(f"afterlog: {tmp_path}/backup: the restore failed: ")
             assert failed.stderr.endswith(". Nothing is lost: make space, say, and restore again\n")
-            assert not [*store.home.rglob("*.restoring"), *store.home.glob(".restoring.db*")]
+            assert not [*store.home.rglob("*.restoring"), *store.home.glob("afterlog.db.restoring*")]
         assert _command(store.home, *restore).returncode == 0
         assert log_bytes(store.home, "events") == before
         assert list_contacts(make_store().database) == [ANN]
