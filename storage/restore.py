@@ -93,14 +93,20 @@ def restore_logs(store: Store, folder: Path) -> list[str]:
 
 
 def restore_database(store: Store, folder: Path, derived: set[str]) -> int:
-    """Replace the database by the backup's, marked as restored, in one step; gives how many mails are in doubt."""
+    """Replace the database by the backup's, marked as restored, in one step; gives how many mails are in doubt.
+
+    Raises:
+        AfterlogError: the backup's is damaged, or somebody is at work on the one to be replaced, which was not changed.
+    """
     url = postgresql.database_url(store.settings.resolved_database_url)
     is_file = url.get_backend_name() == "sqlite"
     live = Path(str(url.database)).resolve() if is_file else store.home / FILE
     draft = live.with_name(f"{live.name}.restoring")  # beside it: one step is possible only within a file system
     fresh = Database(f"sqlite:///{draft}", store.home)
     try:
+        _remove(draft)  # what a restore that was killed left beside it would be applied to this one
         copy_file(folder / FILE, draft, 1 << 62)
+        _check_sound(draft, folder / FILE)
         doubtful = mark_restored(fresh, store, derived)  # it is migrated on the way
         if is_file:
             fresh.dispose()
@@ -215,6 +221,26 @@ def _swap_files(draft: Path, live: Path) -> None:
     fsync_directory(live.parent)  # nor may a power loss give the new one what was the old one's
     draft.replace(live)
     fsync_directory(live.parent)
+
+
+def _check_sound(draft: Path, source: Path) -> None:
+    """Make sure that SQLite finds no fault in a copy.
+
+    Raises:
+        AfterlogError: it does.
+    """
+    connection = sqlite3.connect(draft)
+    try:
+        found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        found = error
+    finally:
+        connection.close()
+    if found != "ok":
+        raise AfterlogError(
+            "the backup's database is damaged", where=str(source), found=found,
+            do="Put another backup back: the database in use was not changed",
+        )  # fmt: skip
 
 
 def _remove(file: Path, suffixes: tuple[str, ...] = ("", *_BESIDE)) -> None:

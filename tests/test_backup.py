@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import sqlite3
 import stat
 import subprocess
@@ -404,6 +405,53 @@ class TestWhole:
             "a.db",
             "a.db.replaced",
         }
+
+    @pytest.mark.only("sqlite")
+    def test_what_a_killed_restore_left_is_not_applied_to_the_next(
+        self, make_store: MakeStore, command: Command, tmp_path: Path
+    ) -> None:
+        store = make_store()
+        for name, count in (("small", 1_000), ("large", 20_000)):
+            save_contacts(store.database, [Entry("CUSTOMER", str(n), "kim@example.com", False) for n in range(count)])
+            command(cli_backup.backup, store.home, tmp_path / name)
+        close(store)
+        code = """if True:
+            import os, pathlib, signal, sys
+            import storage.restore
+            from deployments import cli_backup
+            mark = storage.restore.mark_restored
+            def mark_and_die(database, *arguments):
+                mark(database, *arguments)
+                with database.write() as connection:
+                    connection.exec_driver_sql("UPDATE contact SET email = 'x@example.com'")
+                os.kill(os.getpid(), signal.SIGKILL)
+            storage.restore.mark_restored = mark_and_die
+            cli_backup.restore(pathlib.Path(sys.argv[1]))
+            """
+        arguments = [sys.executable, "-c", code, str(tmp_path / "large")]
+        killed = subprocess.run(arguments, env=os.environ, cwd=ROOT, check=False)
+        assert killed.returncode == -signal.SIGKILL
+        assert (store.home / "afterlog.db.restoring-wal").stat().st_size > 100_000
+        command(cli_backup.restore, store.home, tmp_path / "small")
+        assert _contacts_in(store.home / "afterlog.db") == 1_000
+        assert not [*store.home.glob("*.restoring*")]
+
+    @pytest.mark.only("sqlite")
+    @pytest.mark.parametrize("place", [0, -1])
+    def test_a_backup_whose_database_is_damaged_is_refused(
+        self, make_store: MakeStore, command: Command, tmp_path: Path, place: int
+    ) -> None:
+        store = make_store()
+        save_contacts(store.database, [Entry("CUSTOMER", str(n), "kim@example.com", False) for n in range(1_000)])
+        command(cli_backup.backup, store.home, tmp_path / "backup")
+        close(store)
+        copy = tmp_path / "backup" / "afterlog.db"
+        pages = [copy.read_bytes()[at : at + 4096] for at in range(0, copy.stat().st_size, 4096)]
+        pages[place] = b"\xff" * 4096
+        copy.write_bytes(b"".join(pages))
+        with pytest.raises(AfterlogError, match="the backup's database is damaged"):
+            command(cli_backup.restore, store.home, tmp_path / "backup")
+        assert len(list_contacts(store.database)) == 1_000
 
     @pytest.mark.only("sqlite")
     def test_where_there_is_no_space_it_is_told_in_one_sentence(self, make_store: MakeStore, tmp_path: Path) -> None:
