@@ -35,6 +35,7 @@ _BESIDE = ("-wal", "-shm", "-journal")
 _PATIENCE = 5.0
 """How many seconds whoever reads the database may take, before a restore gives up."""
 _LAST = sa.text("SELECT at, ends FROM restored ORDER BY at DESC LIMIT 1")
+_LIVE_GENERATIONS = sa.text("SELECT log, generation FROM live_generation")
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,7 @@ def mark_restored(database: Database, store: Store, derived: set[str]) -> int:
     """
     table: sa.Table = Delivery.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
     moment: sa.Table = RestoredRow.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
+    _make_live_folders(database, store)
     before = last_restored(database)
     # Always the latest, also where two come within a millisecond or the wall clock went back.
     at, ends = max(now(), before.at + 1 if before else 0), _ends(store, derived)
@@ -148,6 +150,14 @@ def mark_restored(database: Database, store: Store, derived: set[str]) -> int:
     return done.rowcount
 
 
+def _make_live_folders(database: Database, store: Store) -> None:
+    """Have a folder of every generation that is live: a store goes by them, and one of a log that is empty yet had no file to put back."""
+    with database.read() as connection:
+        live = connection.execute(_LIVE_GENERATIONS).all()
+    for log, generation in live:
+        make_directory(store.directory(log, 0, generation))
+
+
 def last_restored(database: Database) -> Restored | None:
     """The last time that a backup was put back; None if never."""
     with database.read() as connection:
@@ -157,10 +167,10 @@ def last_restored(database: Database) -> Restored | None:
 
 def _ends(store: Store, derived: set[str]) -> dict[str, int]:
     return {
-        f"{log}/{part}": file_end(store.directory(log, part))
+        f"{log}/{part}": file_end(store.directory(log, part, 1))
         for log in store.logs()
         if log not in derived
-        for part in store.partitions(log)
+        for part in store.partitions(log, 1)
     }
 
 

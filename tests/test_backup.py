@@ -28,10 +28,14 @@ from storage.door import append_lines
 from storage.errors import AfterlogError, UsageError
 from storage.locks import RunLock
 from storage.restore import last_restored, mark_restored
-from storage.segment import make_directory
+from storage.segment import list_segments, make_directory
 from storage.store import Store
 from storage.tables import Delivery
 from storage.times import now
+from tasks.promote import promote
+from tasks.replay import run_replay, start
+from tasks.replay_plan import Request
+from tasks.topology import build_topology
 from tests.conftest import ROOT, log_bytes, settings_of, use_database
 from tests.smtp_server import SmtpServer, refusing_port
 from tests.test_commit import add, derived, process, processed, result, shop, tax
@@ -405,6 +409,34 @@ class TestWhole:
             "a.db",
             "a.db.replaced",
         }
+
+    @pytest.mark.parametrize("folder", [True, False])
+    def test_a_generation_whose_log_is_empty_stays_live(
+        self, make_store: MakeStore, command: Command, tmp_path: Path, folder: bool
+    ) -> None:
+        """Also where no copy has its folders: a log without a line has no file in it, and many tools copy files only."""
+        store = make_store()
+        processed(store, tax(1))
+        topology = build_topology(store.settings)
+        planned, _ = start(store, topology, Request(), "test")
+        run_replay(planned, store, topology, "test")
+        promote(store, topology, planned.generation, "test")
+        copy, backup = store.home, tmp_path / "backup"
+        if folder:
+            command(cli_backup.backup, store.home, backup)
+            copy = backup
+        close(store)
+        for path in sorted(copy.glob("logs/*/*"), reverse=True):
+            if not list_segments(path):
+                lose(path.parent.parent, path.parent.name)
+        assert [path.name for path in copy.glob("logs/quarantine@*")] == []
+        store = make_store("fresh" if folder else "home")
+        command(cli_backup.restore, store.home, *([backup] if folder else []))
+        again = make_store(store.home.name)
+        assert again.live_generation("quarantine") == again.database.live_generation("quarantine") == planned.generation
+        append_lines(again, "events", [b"bad"])
+        assert process(again)[1] == {}
+        assert again.committed_end("quarantine", 0) > 0
 
     @pytest.mark.only("sqlite")
     def test_what_a_killed_restore_left_is_not_applied_to_the_next(
