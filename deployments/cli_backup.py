@@ -50,12 +50,12 @@ def restore(folder: Path | None = None) -> None:
     label = None if folder is None else read_label(folder)
     with _alone(store, topology):
         if folder is None or label is None:
-            doubtful = mark_restored(store.database, store, topology.derived_logs())
+            doubts = mark_restored(store.database, store, topology.derived_logs())
         else:
             with told("the restore failed", folder, "Nothing is lost: make space, say, and restore again"):
                 for name in restore_logs(store, folder):
                     say(f"{name} was put back")
-                doubtful = restore_database(store, folder, topology.derived_logs())
+                doubts = restore_database(store, folder, topology.derived_logs())
             say(f"the database is that of {show(label['at'])}")
         missing = objects_missing(store)
     for sentence in missing[:_SHOWN]:
@@ -63,8 +63,13 @@ def restore(folder: Path | None = None) -> None:
     if missing[_SHOWN:]:
         say(f"and {len(missing) - _SHOWN} more")
     say(
-        f"{doubtful} mails in the queue may have been sent since: those of which the log `deliveries` does not know are UNKNOWN"
+        f"{doubts.mails} mails in the queue may have been sent since: those of which the log `deliveries` does not know are UNKNOWN"
     )
+    if doubts.decisions:
+        say(
+            f"{doubts.decisions} decisions about mails may have been carried out since, and were dropped: "
+            "see afterlog deliveries list, and decide again"
+        )
 
 
 @contextmanager

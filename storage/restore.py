@@ -10,7 +10,7 @@ import os
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import sqlalchemy as sa
@@ -36,6 +36,13 @@ _PATIENCE = 5.0
 """How many seconds whoever reads the database may take, before a restore gives up."""
 _LAST = sa.text("SELECT at, ends FROM restored ORDER BY at DESC LIMIT 1")
 _LIVE_GENERATIONS = sa.text("SELECT log, generation FROM live_generation")
+
+
+class Doubts(NamedTuple):
+    """What a restore has put in doubt: mails of the queue, and what people had decided that nobody had carried out."""
+
+    mails: int
+    decisions: int
 
 
 @dataclass(frozen=True)
@@ -93,8 +100,8 @@ def restore_logs(store: Store, folder: Path) -> list[str]:
     return sorted(wanted)
 
 
-def restore_database(store: Store, folder: Path, derived: set[str]) -> int:
-    """Replace the database by the backup's, marked as restored, in one step; gives how many mails are in doubt.
+def restore_database(store: Store, folder: Path, derived: set[str]) -> Doubts:
+    """Replace the database by the backup's, marked as restored, in one step; gives what is in doubt.
 
     Raises:
         AfterlogError: the backup's is damaged, or somebody is at work on the one to be replaced, which was not changed.
@@ -108,7 +115,7 @@ def restore_database(store: Store, folder: Path, derived: set[str]) -> int:
         _remove(draft)  # what a restore that was killed left beside it would be applied to this one
         copy_file(folder / FILE, draft, 1 << 62)
         _check_sound(draft, folder / FILE)
-        doubtful = mark_restored(fresh, store, derived)  # it is migrated on the way
+        doubts = mark_restored(fresh, store, derived)  # it is migrated on the way
         if is_file:
             fresh.dispose()
             close_file(draft)
@@ -120,13 +127,14 @@ def restore_database(store: Store, folder: Path, derived: set[str]) -> int:
     finally:
         fresh.dispose()
         _remove(draft)
-    return doubtful
+    return doubts
 
 
-def mark_restored(database: Database, store: Store, derived: set[str]) -> int:
-    """Write down that a database is an older one from now on; gives how many mails are in doubt.
+def mark_restored(database: Database, store: Store, derived: set[str]) -> Doubts:
+    """Write down that a database is an older one from now on; gives what is in doubt.
 
-    A mail without an outcome may have been sent since: the log `deliveries` may still know, else a person must.
+    A mail without an outcome may have been sent since: the log `deliveries` may still know, else a person must. So may one that
+    was to be sent once more by a decision, which somebody may have carried out since.
     """
     table: sa.Table = Delivery.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
     moment: sa.Table = RestoredRow.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
@@ -147,7 +155,8 @@ def mark_restored(database: Database, store: Store, derived: set[str]) -> int:
             .where(open_ones, table.c.not_after >= at)
             .values(state=CLAIMED, reason=MAY_HAVE_BEEN_SENT, changed_at=at)
         )
-    return done.rowcount
+        dropped = connection.execute(sa.text("DELETE FROM decision"))
+    return Doubts(done.rowcount, dropped.rowcount)
 
 
 def _make_live_folders(database: Database, store: Store) -> None:

@@ -24,6 +24,7 @@ import storage.restore
 from deployments import cli_backup
 from storage.backup import copy_file
 from storage.contacts import Entry, list_contacts, save_contacts
+from storage.decisions import decide
 from storage.door import append_lines
 from storage.errors import AfterlogError, UsageError
 from storage.locks import RunLock
@@ -37,7 +38,7 @@ from tasks.replay import run_replay, start
 from tasks.replay_plan import Request
 from tasks.topology import build_topology
 from tests.conftest import ROOT, log_bytes, settings_of, use_database
-from tests.smtp_server import SmtpServer, refusing_port
+from tests.smtp_server import DROP, Fault, SmtpServer, refusing_port
 from tests.test_commit import add, derived, process, processed, result, shop, tax
 from tests.test_deliver import ANN, deliver, parsed, submitted
 
@@ -224,6 +225,28 @@ class TestNobodyTwice:
         last = last_restored(store.database)
         assert last is not None
         assert last.at == 5_002
+
+    def test_a_decision_that_waits_in_the_backup_is_not_carried_out_again(
+        self, make_store: MakeStore, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with SmtpServer([Fault("body", DROP)]) as server:
+            store = make_store(mail_url=server.url)
+            save_contacts(store.database, [ANN])
+            submitted(store, 1)
+            assert deliver(store).states == {"UNKNOWN": 1}
+            [mail] = states(store)
+            decide(store.database, mail, "WAITING")
+            command(cli_backup.backup, store.home, tmp_path / "backup")
+            assert deliver(store).states["SENT"] == 1
+            close(store)
+            lose(store.home, "logs", "afterlog.db", "afterlog.db-wal", "afterlog.db-shm")
+            command(cli_backup.restore, store.home, tmp_path / "backup")
+            assert "1 decisions about mails may have been carried out since" in capsys.readouterr().err
+            again = make_store(mail_url=server.url)
+            submitted(again)
+            assert deliver(again).states == {}
+            assert states(again) == {mail: "UNKNOWN"}
+            self._once(server, 1)
 
     @pytest.mark.parametrize("queued", [True, False])
     def test_what_is_too_old_needs_nobody_and_says_that_it_may_have_been_sent(
