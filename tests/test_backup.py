@@ -20,9 +20,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+import storage.backup
 import storage.restore
 from deployments import cli_backup
-from storage.backup import copy_file
+from storage.backup import copy_file, copy_segments
 from storage.contacts import Entry, list_contacts, save_contacts
 from storage.decisions import decide
 from storage.door import append_lines
@@ -33,6 +34,7 @@ from storage.segment import list_segments, make_directory
 from storage.store import Store
 from storage.tables import Delivery
 from storage.times import now
+from tasks.process import process_to_end
 from tasks.promote import promote
 from tasks.replay import run_replay, start
 from tasks.replay_plan import Request
@@ -40,7 +42,7 @@ from tasks.topology import build_topology
 from tests.conftest import ROOT, log_bytes, settings_of, use_database
 from tests.smtp_server import DROP, Fault, SmtpServer, refusing_port
 from tests.test_commit import add, derived, process, processed, result, shop, tax
-from tests.test_deliver import ANN, deliver, parsed, submitted
+from tests.test_deliver import ANN, deliver, parsed, run_of, submitted
 
 BOTH_DATABASES = True
 MakeStore = Callable[..., Store]
@@ -267,6 +269,80 @@ class TestNobodyTwice:
         assert done.reasons == {"too old: past its not_after; it may have been sent before a backup was put back": 1}
 
 
+CARTER = """
+from tasks.processors import contract
+
+class Processor(contract.Processor):
+    name, reads, writes, mails = "carter", "carts", "cartmails", True
+
+    def event(self, event, state, out):
+        target = {"id": event.id, "type": "CLIENT", "template": "tax-received"}
+        out.emit(self, event, {"id": "EMAIL_SYSTEM"}, "EMAIL", target, name="m", at=event.clock, not_after=event.clock + 86_400_000)
+"""
+
+
+@pytest.mark.only("sqlite")
+@pytest.mark.parametrize("copied_log", ["deliveries", "clock", "carts"])
+def test_no_outcome_of_a_mail_is_in_a_backup_without_its_cause(
+    make_store: MakeStore, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copied_log: str
+) -> None:
+    """A mail is sent while the backup is made: right after a log is copied, whichever. Its event's place is never given again."""
+    (tmp_path / "carter.py").write_text(CARTER)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "carter", raising=False)
+    monkeypatch.setenv("AFTERLOG_PROCESSORS", '["carter"]')
+    with SmtpServer() as server:
+        store = make_store(mail_url=server.url)
+        save_contacts(store.database, [ANN, Entry("CLIENT", "2", "bob@example.com", False)])
+        _cart(store, 1)
+        copied = []
+
+        def copy(source: Path, target: Path, end: int) -> None:
+            copy_segments(source, target, end)
+            copied.append(source.parent.name)
+            if source.parent.name == copied_log:
+                _cart(store, 1)
+
+        monkeypatch.setattr(storage.backup, "copy_segments", copy)
+        command(cli_backup.backup, store.home, tmp_path / "backup")
+        assert copied[:2] == ["deliveries", "clock"]
+        assert len(server.inbox) == 2
+        close(store)
+        lose(store.home, "logs", "afterlog.db", "afterlog.db-wal", "afterlog.db-shm")
+        command(cli_backup.restore, store.home, tmp_path / "backup")
+        again = make_store(mail_url=server.url)
+        while now() <= last_restored(again.database).at:  # type: ignore[union-attr]  # it was restored
+            pass
+        _cart(again, 2)
+        assert [parsed(mail)["To"] for mail in server.inbox[2:]] == ["bob@example.com"]
+
+
+def _cart(store: Store, who: int) -> None:
+    """Have the processor see an event of somebody, and deliver its mail."""
+    event = {"subject": {"id": who}, "verb": "LOOKED", "object": {}, "context": {"at": now()}}
+    append_lines(store, "carts", [json.dumps(event).encode()])
+    process_to_end(run_of(store), "carter", None)
+    deliver(store)
+
+
+DYING = """
+import os, pathlib, signal, sys
+import storage.restore
+from deployments import cli_backup
+
+mark = storage.restore.mark_restored
+
+def mark_and_die(database, *arguments):
+    mark(database, *arguments)
+    with database.write() as connection:
+        connection.exec_driver_sql("UPDATE contact SET email = 'x@example.com'")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+storage.restore.mark_restored = mark_and_die
+cli_backup.restore(pathlib.Path(sys.argv[1]))
+"""
+
+
 class TestWhole:
     def test_a_backup_made_while_everything_runs_goes_on_to_the_same_bytes(
         self, make_store: MakeStore, command: Command, tmp_path: Path
@@ -470,20 +546,7 @@ class TestWhole:
             save_contacts(store.database, [Entry("CUSTOMER", str(n), "kim@example.com", False) for n in range(count)])
             command(cli_backup.backup, store.home, tmp_path / name)
         close(store)
-        code = """if True:
-            import os, pathlib, signal, sys
-            import storage.restore
-            from deployments import cli_backup
-            mark = storage.restore.mark_restored
-            def mark_and_die(database, *arguments):
-                mark(database, *arguments)
-                with database.write() as connection:
-                    connection.exec_driver_sql("UPDATE contact SET email = 'x@example.com'")
-                os.kill(os.getpid(), signal.SIGKILL)
-            storage.restore.mark_restored = mark_and_die
-            cli_backup.restore(pathlib.Path(sys.argv[1]))
-            """
-        arguments = [sys.executable, "-c", code, str(tmp_path / "large")]
+        arguments = [sys.executable, "-c", DYING, str(tmp_path / "large")]
         killed = subprocess.run(arguments, env=os.environ, cwd=ROOT, check=False)
         assert killed.returncode == -signal.SIGKILL
         assert (store.home / "afterlog.db.restoring-wal").stat().st_size > 100_000
