@@ -16,6 +16,7 @@ from storage.restore import mark_restored, read_label, restore_database, restore
 from storage.settings import load_settings
 from storage.store import Store
 from storage.times import show
+from tasks.run import PROMOTION
 from tasks.topology import DELIVER, Topology, build_topology
 
 _SHOWN = 20
@@ -78,6 +79,9 @@ def _alone(store: Store, topology: Topology) -> Iterator[None]:
     held: list[RunLock] = []
     try:
         locks = {name: f"{name}.lock" for name in (*topology.processors, DELIVER)} | {"archive or backup": ARCHIVE_LOCK}
+        # A replay, its promotion and its rollback hold its own from end to end. By files: the database may be what was lost.
+        locks |= {path.stem: path.name for path in sorted(store.lock_path("").glob("replay-*.lock"))}
+        locks["promotion"] = PROMOTION  # the last, since whoever follows lets go of its own while this one is held
         for name, file in locks.items():
             lock = RunLock(store.lock_path(file), f"afterlog restore, process {os.getpid()}")
             if not lock.try_acquire():

@@ -36,6 +36,7 @@ from storage.tables import Delivery
 from storage.times import now
 from tasks.process import process_to_end
 from tasks.promote import promote
+from tasks.promote_mails import Staging
 from tasks.replay import run_replay, start
 from tasks.replay_plan import Request
 from tasks.topology import build_topology
@@ -394,17 +395,43 @@ class TestWhole:
         with pytest.raises(UsageError, match="no backup, or one that was not finished"):
             command(cli_backup.restore, home, tmp_path)
 
+    @pytest.mark.parametrize("name", ["deliver", "derive", "replay-12", "promotion"])
     def test_nothing_is_replaced_while_somebody_works(
-        self, make_store: MakeStore, command: Command, tmp_path: Path
+        self, make_store: MakeStore, command: Command, tmp_path: Path, name: str
     ) -> None:
         store = make_store()
         processed(store, tax(1))
         command(cli_backup.backup, store.home, tmp_path / "backup")
-        held = RunLock(store.lock_path("deliver.lock"), "a shift")
+        held = RunLock(store.lock_path(f"{name}.lock"), "somebody")
         assert held.try_acquire()
-        with pytest.raises(UsageError, match="deliver is at work: a shift"):
+        close(store)
+        with pytest.raises(UsageError, match=f"{name} is at work: somebody"):
             command(cli_backup.restore, store.home, tmp_path / "backup")
         held.release()
+        command(cli_backup.restore, store.home, tmp_path / "backup")
+
+    def test_nothing_is_replaced_while_a_generation_is_promoted(
+        self, make_store: MakeStore, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """At any moment of it, also before it holds those back who follow."""
+        store = make_store()
+        processed(store, tax(1))
+        topology = build_topology(store.settings)
+        planned, _ = start(store, topology, Request(), "test")
+        run_replay(planned, store, topology, "test")
+        command(cli_backup.backup, store.home, tmp_path / "backup")
+        read_on, refused = Staging.read_on, []
+
+        def meanwhile(staging: Staging) -> None:
+            read_on(staging)
+            with pytest.raises(UsageError, match=" is at work: test") as error:
+                command(cli_backup.restore, store.home, tmp_path / "backup")
+            refused.append(str(error.value))
+
+        monkeypatch.setattr(Staging, "read_on", meanwhile)
+        promote(store, topology, planned.generation, "test")
+        assert refused[0].startswith("replay-2 is at work")  # it holds no other lock yet
+        assert store.database.live_generation("reactions") == planned.generation
 
     def test_logs_that_differ_are_refused_and_nothing_is_changed(
         self, make_store: MakeStore, command: Command, tmp_path: Path
