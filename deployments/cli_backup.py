@@ -16,6 +16,7 @@ from storage.restore import mark_restored, read_label, restore_database, restore
 from storage.settings import load_settings
 from storage.store import Store
 from storage.times import show
+from tasks.run import PROMOTION
 from tasks.topology import DELIVER, Topology, build_topology
 
 _SHOWN = 20
@@ -50,12 +51,12 @@ def restore(folder: Path | None = None) -> None:
     label = None if folder is None else read_label(folder)
     with _alone(store, topology):
         if folder is None or label is None:
-            doubtful = mark_restored(store.database, store, topology.derived_logs())
+            doubts = mark_restored(store.database, store, topology.derived_logs())
         else:
             with told("the restore failed", folder, "Nothing is lost: make space, say, and restore again"):
                 for name in restore_logs(store, folder):
                     say(f"{name} was put back")
-                doubtful = restore_database(store, folder, topology.derived_logs())
+                doubts = restore_database(store, folder, topology.derived_logs())
             say(f"the database is that of {show(label['at'])}")
         missing = objects_missing(store)
     for sentence in missing[:_SHOWN]:
@@ -63,8 +64,13 @@ def restore(folder: Path | None = None) -> None:
     if missing[_SHOWN:]:
         say(f"and {len(missing) - _SHOWN} more")
     say(
-        f"{doubtful} mails in the queue may have been sent since: those of which the log `deliveries` does not know are UNKNOWN"
+        f"{doubts.mails} mails in the queue may have been sent since: those of which the log `deliveries` does not know are UNKNOWN"
     )
+    if doubts.decisions:
+        say(
+            f"{doubts.decisions} decisions about mails may have been carried out since, and were dropped: "
+            "see afterlog deliveries list, and decide again"
+        )
 
 
 @contextmanager
@@ -73,6 +79,9 @@ def _alone(store: Store, topology: Topology) -> Iterator[None]:
     held: list[RunLock] = []
     try:
         locks = {name: f"{name}.lock" for name in (*topology.processors, DELIVER)} | {"archive or backup": ARCHIVE_LOCK}
+        # A replay, its promotion and its rollback hold its own from end to end. By files: the database may be what was lost.
+        locks |= {path.stem: path.name for path in sorted(store.lock_path("").glob("replay-*.lock"))}
+        locks["promotion"] = PROMOTION  # the last, since whoever follows lets go of its own while this one is held
         for name, file in locks.items():
             lock = RunLock(store.lock_path(file), f"afterlog restore, process {os.getpid()}")
             if not lock.try_acquire():

@@ -78,9 +78,11 @@ def told(what: str, where: Path, do: str) -> Iterator[None]:
 def _copy_logs(store: Store, derived: set[str], folder: Path) -> dict[str, int]:
     ends = _committed_ends(folder / FILE)
     copied = {}
-    # A tick names places in other logs, so the clock comes first.
+    # What names places in another log is copied before it, so that every place is in the copy: else a restored log gives it to
+    # another event. What became of a mail names that of its cause, also by way of a tick; a tick names how far the raw logs go.
+    # Derived logs end where the copied database says, so for them the moment does not matter.
     logs = [path for path in (store.home / "logs").iterdir() if path.is_dir()]  # no file of somebody else's
-    for path in sorted(logs, key=lambda p: (p.name != CLOCK, p.name in derived, p.name)):
+    for path in sorted(logs, key=lambda p: (p.name != DELIVERIES, p.name != CLOCK, p.name)):
         name, _, generation = path.name.partition("@")
         for part in sorted(int(p.name) for p in path.iterdir() if p.name.isdigit()):
             reader = store.reader(name, part, int(generation or 1))

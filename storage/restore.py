@@ -7,11 +7,10 @@ mail whose outcome it does not know that it may have been sent since.
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import sqlalchemy as sa
@@ -31,9 +30,19 @@ from storage.tables import Restored as RestoredRow
 from storage.times import now
 
 _PIECE = 1 << 20
+_BESIDE = ("-wal", "-shm", "-journal")
+"""What SQLite keeps beside a file, and applies to whichever file it finds under that name."""
 _PATIENCE = 5.0
 """How many seconds whoever reads the database may take, before a restore gives up."""
 _LAST = sa.text("SELECT at, ends FROM restored ORDER BY at DESC LIMIT 1")
+_LIVE_GENERATIONS = sa.text("SELECT log, generation FROM live_generation")
+
+
+class Doubts(NamedTuple):
+    """What a restore has put in doubt: mails of the queue, and what people had decided that nobody had carried out."""
+
+    mails: int
+    decisions: int
 
 
 @dataclass(frozen=True)
@@ -91,36 +100,45 @@ def restore_logs(store: Store, folder: Path) -> list[str]:
     return sorted(wanted)
 
 
-def restore_database(store: Store, folder: Path, derived: set[str]) -> int:
-    """Replace the database by the backup's, marked as restored, in one step; gives how many mails are in doubt."""
-    draft = store.home / ".restoring.db"
+def restore_database(store: Store, folder: Path, derived: set[str]) -> Doubts:
+    """Replace the database by the backup's, marked as restored, in one step; gives what is in doubt.
+
+    Raises:
+        AfterlogError: the backup's is damaged, or somebody is at work on the one to be replaced, which was not changed.
+    """
+    url = postgresql.database_url(store.settings.resolved_database_url)
+    is_file = url.get_backend_name() == "sqlite"
+    live = Path(str(url.database)).resolve() if is_file else store.home / FILE
+    draft = live.with_name(f"{live.name}.restoring")  # beside it: one step is possible only within a file system
     fresh = Database(f"sqlite:///{draft}", store.home)
     try:
+        _remove(draft)  # what a restore that was killed left beside it would be applied to this one
         copy_file(folder / FILE, draft, 1 << 62)
-        doubtful = mark_restored(fresh, store, derived)  # it is migrated on the way
-        url = postgresql.database_url(store.settings.resolved_database_url)
-        if url.get_backend_name() == "sqlite":
+        _check_sound(draft, folder / FILE)
+        doubts = mark_restored(fresh, store, derived)  # it is migrated on the way
+        if is_file:
             fresh.dispose()
             close_file(draft)
-            _swap_files(draft, Path(str(url.database)))
+            _swap_files(draft, live)
         else:
             moment = {"yield_per": 5_000}
             with store.database.write() as target, fresh.engine.connect().execution_options(**moment) as source:
                 copy_rows(source, target)
     finally:
         fresh.dispose()
-        for path in store.home.glob(".restoring.db*"):
-            path.unlink()
-    return doubtful
+        _remove(draft)
+    return doubts
 
 
-def mark_restored(database: Database, store: Store, derived: set[str]) -> int:
-    """Write down that a database is an older one from now on; gives how many mails are in doubt.
+def mark_restored(database: Database, store: Store, derived: set[str]) -> Doubts:
+    """Write down that a database is an older one from now on; gives what is in doubt.
 
-    A mail without an outcome may have been sent since: the log `deliveries` may still know, else a person must.
+    A mail without an outcome may have been sent since: the log `deliveries` may still know, else a person must. So may one that
+    was to be sent once more by a decision, which somebody may have carried out since.
     """
     table: sa.Table = Delivery.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
     moment: sa.Table = RestoredRow.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
+    _make_live_folders(database, store)
     before = last_restored(database)
     # Always the latest, also where two come within a millisecond or the wall clock went back.
     at, ends = max(now(), before.at + 1 if before else 0), _ends(store, derived)
@@ -137,7 +155,16 @@ def mark_restored(database: Database, store: Store, derived: set[str]) -> int:
             .where(open_ones, table.c.not_after >= at)
             .values(state=CLAIMED, reason=MAY_HAVE_BEEN_SENT, changed_at=at)
         )
-    return done.rowcount
+        dropped = connection.execute(sa.text("DELETE FROM decision"))
+    return Doubts(done.rowcount, dropped.rowcount)
+
+
+def _make_live_folders(database: Database, store: Store) -> None:
+    """Have a folder of every generation that is live: a store goes by them, and one of a log that is empty yet had no file to put back."""
+    with database.read() as connection:
+        live = connection.execute(_LIVE_GENERATIONS).all()
+    for log, generation in live:
+        make_directory(store.directory(log, 0, generation))
 
 
 def last_restored(database: Database) -> Restored | None:
@@ -149,10 +176,10 @@ def last_restored(database: Database) -> Restored | None:
 
 def _ends(store: Store, derived: set[str]) -> dict[str, int]:
     return {
-        f"{log}/{part}": file_end(store.directory(log, part))
+        f"{log}/{part}": file_end(store.directory(log, part, 1))
         for log in store.logs()
         if log not in derived
-        for part in store.partitions(log)
+        for part in store.partitions(log, 1)
     }
 
 
@@ -209,10 +236,36 @@ def _swap_files(draft: Path, live: Path) -> None:
         kept = live.with_name(live.name + ".replaced")
         kept.unlink(missing_ok=True)
         os.link(live, kept)
-    for suffix in ("-wal", "-shm"):  # a later one must never find the log of an earlier one
-        live.with_name(live.name + suffix).unlink(missing_ok=True)
-    shutil.move(draft, live) if draft.stat().st_dev != live.parent.stat().st_dev else draft.replace(live)
+    _remove(live, _BESIDE)
+    fsync_directory(live.parent)  # nor may a power loss give the new one what was the old one's
+    draft.replace(live)
     fsync_directory(live.parent)
+
+
+def _check_sound(draft: Path, source: Path) -> None:
+    """Make sure that SQLite finds no fault in a copy.
+
+    Raises:
+        AfterlogError: it does.
+    """
+    connection = sqlite3.connect(draft)
+    try:
+        found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        found = error
+    finally:
+        connection.close()
+    if found != "ok":
+        raise AfterlogError(
+            "the backup's database is damaged", where=str(source), found=found,
+            do="Put another backup back: the database in use was not changed",
+        )  # fmt: skip
+
+
+def _remove(file: Path, suffixes: tuple[str, ...] = ("", *_BESIDE)) -> None:
+    """Remove an SQLite file, or only what is beside it."""
+    for suffix in suffixes:
+        file.with_name(file.name + suffix).unlink(missing_ok=True)
 
 
 def _make_whole(live: Path) -> None:

@@ -140,7 +140,11 @@ class Store:
         return self.database.committed_end(log, partition, generation)
 
     def live_generation(self, log: str) -> int:
-        """The generation of a log that is live: the first, where there never was another."""
+        """The generation of a log that is live: the first, where there never was another.
+
+        Most logs never ask the database, which a raw one can do without. A generation has its folder before it goes live: its
+        processor makes it, and so does a restore.
+        """
         one = f"{log}@"
-        later = any(name.startswith(one) for name in os.listdir(self._logs))  # most logs never ask
+        later = any(name.startswith(one) for name in os.listdir(self._logs))
         return self.database.live_generation(log) if later else 1

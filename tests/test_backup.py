@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import sqlite3
 import stat
 import subprocess
@@ -19,22 +20,30 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+import storage.backup
 import storage.restore
 from deployments import cli_backup
-from storage.backup import copy_file
+from storage.backup import copy_file, copy_segments
 from storage.contacts import Entry, list_contacts, save_contacts
+from storage.decisions import decide
 from storage.door import append_lines
 from storage.errors import AfterlogError, UsageError
 from storage.locks import RunLock
 from storage.restore import last_restored, mark_restored
-from storage.segment import make_directory
+from storage.segment import list_segments, make_directory
 from storage.store import Store
 from storage.tables import Delivery
 from storage.times import now
-from tests.conftest import ROOT, log_bytes, settings_of
-from tests.smtp_server import SmtpServer, refusing_port
+from tasks.process import process_to_end
+from tasks.promote import promote
+from tasks.promote_mails import Staging
+from tasks.replay import run_replay, start
+from tasks.replay_plan import Request
+from tasks.topology import build_topology
+from tests.conftest import ROOT, log_bytes, settings_of, use_database
+from tests.smtp_server import DROP, Fault, SmtpServer, refusing_port
 from tests.test_commit import add, derived, process, processed, result, shop, tax
-from tests.test_deliver import ANN, deliver, parsed, submitted
+from tests.test_deliver import ANN, deliver, parsed, run_of, submitted
 
 BOTH_DATABASES = True
 MakeStore = Callable[..., Store]
@@ -69,6 +78,15 @@ def _command(home: Path, *arguments: str, **more: Any) -> subprocess.CompletedPr
         [sys.executable, "-m", "deployments.cli", *arguments], env={**env, "AFTERLOG_HOME": str(home)}, cwd=ROOT,
         capture_output=True, text=True, check=False, **more,
     )  # fmt: skip
+
+
+def _contacts_in(path: Path) -> int:
+    connection = sqlite3.connect(path)
+    try:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        return int(connection.execute("SELECT COUNT(*) FROM contact").fetchone()[0])
+    finally:
+        connection.close()
 
 
 def close(store: Store) -> None:
@@ -211,6 +229,28 @@ class TestNobodyTwice:
         assert last is not None
         assert last.at == 5_002
 
+    def test_a_decision_that_waits_in_the_backup_is_not_carried_out_again(
+        self, make_store: MakeStore, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with SmtpServer([Fault("body", DROP)]) as server:
+            store = make_store(mail_url=server.url)
+            save_contacts(store.database, [ANN])
+            submitted(store, 1)
+            assert deliver(store).states == {"UNKNOWN": 1}
+            [mail] = states(store)
+            decide(store.database, mail, "WAITING")
+            command(cli_backup.backup, store.home, tmp_path / "backup")
+            assert deliver(store).states["SENT"] == 1
+            close(store)
+            lose(store.home, "logs", "afterlog.db", "afterlog.db-wal", "afterlog.db-shm")
+            command(cli_backup.restore, store.home, tmp_path / "backup")
+            assert "1 decisions about mails may have been carried out since" in capsys.readouterr().err
+            again = make_store(mail_url=server.url)
+            submitted(again)
+            assert deliver(again).states == {}
+            assert states(again) == {mail: "UNKNOWN"}
+            self._once(server, 1)
+
     @pytest.mark.parametrize("queued", [True, False])
     def test_what_is_too_old_needs_nobody_and_says_that_it_may_have_been_sent(
         self, make_store: MakeStore, command: Command, queued: bool
@@ -228,6 +268,80 @@ class TestNobodyTwice:
         done = deliver(make_store())
         assert done.states == {"SUPPRESSED": 1}
         assert done.reasons == {"too old: past its not_after; it may have been sent before a backup was put back": 1}
+
+
+CARTER = """
+from tasks.processors import contract
+
+class Processor(contract.Processor):
+    name, reads, writes, mails = "carter", "carts", "cartmails", True
+
+    def event(self, event, state, out):
+        target = {"id": event.id, "type": "CLIENT", "template": "tax-received"}
+        out.emit(self, event, {"id": "EMAIL_SYSTEM"}, "EMAIL", target, name="m", at=event.clock, not_after=event.clock + 86_400_000)
+"""
+
+
+@pytest.mark.only("sqlite")
+@pytest.mark.parametrize("copied_log", ["deliveries", "clock", "carts"])
+def test_no_outcome_of_a_mail_is_in_a_backup_without_its_cause(
+    make_store: MakeStore, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copied_log: str
+) -> None:
+    """A mail is sent while the backup is made: right after a log is copied, whichever. Its event's place is never given again."""
+    (tmp_path / "carter.py").write_text(CARTER)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "carter", raising=False)
+    monkeypatch.setenv("AFTERLOG_PROCESSORS", '["carter"]')
+    with SmtpServer() as server:
+        store = make_store(mail_url=server.url)
+        save_contacts(store.database, [ANN, Entry("CLIENT", "2", "bob@example.com", False)])
+        _cart(store, 1)
+        copied = []
+
+        def copy(source: Path, target: Path, end: int) -> None:
+            copy_segments(source, target, end)
+            copied.append(source.parent.name)
+            if source.parent.name == copied_log:
+                _cart(store, 1)
+
+        monkeypatch.setattr(storage.backup, "copy_segments", copy)
+        command(cli_backup.backup, store.home, tmp_path / "backup")
+        assert copied[:2] == ["deliveries", "clock"]
+        assert len(server.inbox) == 2
+        close(store)
+        lose(store.home, "logs", "afterlog.db", "afterlog.db-wal", "afterlog.db-shm")
+        command(cli_backup.restore, store.home, tmp_path / "backup")
+        again = make_store(mail_url=server.url)
+        while now() <= last_restored(again.database).at:  # type: ignore[union-attr]  # it was restored
+            pass
+        _cart(again, 2)
+        assert [parsed(mail)["To"] for mail in server.inbox[2:]] == ["bob@example.com"]
+
+
+def _cart(store: Store, who: int) -> None:
+    """Have the processor see an event of somebody, and deliver its mail."""
+    event = {"subject": {"id": who}, "verb": "LOOKED", "object": {}, "context": {"at": now()}}
+    append_lines(store, "carts", [json.dumps(event).encode()])
+    process_to_end(run_of(store), "carter", None)
+    deliver(store)
+
+
+DYING = """
+import os, pathlib, signal, sys
+import storage.restore
+from deployments import cli_backup
+
+mark = storage.restore.mark_restored
+
+def mark_and_die(database, *arguments):
+    mark(database, *arguments)
+    with database.write() as connection:
+        connection.exec_driver_sql("UPDATE contact SET email = 'x@example.com'")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+storage.restore.mark_restored = mark_and_die
+cli_backup.restore(pathlib.Path(sys.argv[1]))
+"""
 
 
 class TestWhole:
@@ -281,17 +395,43 @@ class TestWhole:
         with pytest.raises(UsageError, match="no backup, or one that was not finished"):
             command(cli_backup.restore, home, tmp_path)
 
+    @pytest.mark.parametrize("name", ["deliver", "derive", "replay-12", "promotion"])
     def test_nothing_is_replaced_while_somebody_works(
-        self, make_store: MakeStore, command: Command, tmp_path: Path
+        self, make_store: MakeStore, command: Command, tmp_path: Path, name: str
     ) -> None:
         store = make_store()
         processed(store, tax(1))
         command(cli_backup.backup, store.home, tmp_path / "backup")
-        held = RunLock(store.lock_path("deliver.lock"), "a shift")
+        held = RunLock(store.lock_path(f"{name}.lock"), "somebody")
         assert held.try_acquire()
-        with pytest.raises(UsageError, match="deliver is at work: a shift"):
+        close(store)
+        with pytest.raises(UsageError, match=f"{name} is at work: somebody"):
             command(cli_backup.restore, store.home, tmp_path / "backup")
         held.release()
+        command(cli_backup.restore, store.home, tmp_path / "backup")
+
+    def test_nothing_is_replaced_while_a_generation_is_promoted(
+        self, make_store: MakeStore, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """At any moment of it, also before it holds those back who follow."""
+        store = make_store()
+        processed(store, tax(1))
+        topology = build_topology(store.settings)
+        planned, _ = start(store, topology, Request(), "test")
+        run_replay(planned, store, topology, "test")
+        command(cli_backup.backup, store.home, tmp_path / "backup")
+        read_on, refused = Staging.read_on, []
+
+        def meanwhile(staging: Staging) -> None:
+            read_on(staging)
+            with pytest.raises(UsageError, match=" is at work: test") as error:
+                command(cli_backup.restore, store.home, tmp_path / "backup")
+            refused.append(str(error.value))
+
+        monkeypatch.setattr(Staging, "read_on", meanwhile)
+        promote(store, topology, planned.generation, "test")
+        assert refused[0].startswith("replay-2 is at work")  # it holds no other lock yet
+        assert store.database.live_generation("reactions") == planned.generation
 
     def test_logs_that_differ_are_refused_and_nothing_is_changed(
         self, make_store: MakeStore, command: Command, tmp_path: Path
@@ -364,10 +504,99 @@ class TestWhole:
         reader.close()
         command(cli_backup.restore, store.home, tmp_path / "backup")
         assert list_contacts(make_store().database) == [ANN]
-        kept = sqlite3.connect(live.with_name("afterlog.db.replaced"))
-        assert kept.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        assert kept.execute("SELECT count(*) FROM contact").fetchone() == (51,)
-        kept.close()
+        assert _contacts_in(live.with_name("afterlog.db.replaced")) == 51
+
+    @pytest.mark.only("sqlite")
+    def test_a_database_outside_home_is_replaced_in_one_step(
+        self, make_store: MakeStore, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What takes its place lies whole beside it before, wherever that is: between two file systems there is no such step."""
+        real, link = tmp_path / "elsewhere" / "a.db", tmp_path / "link.db"
+        real.parent.mkdir()
+        link.symlink_to(real)
+        use_database(tmp_path / "home", f"sqlite:///{link}")
+        store = make_store()
+        save_contacts(store.database, [ANN])
+        command(cli_backup.backup, store.home, tmp_path / "backup")
+        save_contacts(store.database, [Entry("CUSTOMER", "15", "kim@example.com", False)])
+        close(store)
+        replace, steps = Path.replace, []
+
+        def look(draft: Path, live: Path) -> None:
+            steps.append((draft.parent, live, *(_contacts_in(path) for path in (draft, live))))
+            replace(draft, live)
+
+        monkeypatch.setattr(Path, "replace", look)
+        command(cli_backup.restore, store.home, tmp_path / "backup")
+        assert steps == [(real.parent, real, 1, 2)]
+        assert link.is_symlink()
+        assert list_contacts(make_store().database) == [ANN]
+        assert {path.name.removesuffix("-shm").removesuffix("-wal") for path in real.parent.iterdir()} == {
+            "a.db",
+            "a.db.replaced",
+        }
+
+    @pytest.mark.parametrize("folder", [True, False])
+    def test_a_generation_whose_log_is_empty_stays_live(
+        self, make_store: MakeStore, command: Command, tmp_path: Path, folder: bool
+    ) -> None:
+        """Also where no copy has its folders: a log without a line has no file in it, and many tools copy files only."""
+        store = make_store()
+        processed(store, tax(1))
+        topology = build_topology(store.settings)
+        planned, _ = start(store, topology, Request(), "test")
+        run_replay(planned, store, topology, "test")
+        promote(store, topology, planned.generation, "test")
+        copy, backup = store.home, tmp_path / "backup"
+        if folder:
+            command(cli_backup.backup, store.home, backup)
+            copy = backup
+        close(store)
+        for path in sorted(copy.glob("logs/*/*"), reverse=True):
+            if not list_segments(path):
+                lose(path.parent.parent, path.parent.name)
+        assert [path.name for path in copy.glob("logs/quarantine@*")] == []
+        store = make_store("fresh" if folder else "home")
+        command(cli_backup.restore, store.home, *([backup] if folder else []))
+        again = make_store(store.home.name)
+        assert again.live_generation("quarantine") == again.database.live_generation("quarantine") == planned.generation
+        append_lines(again, "events", [b"bad"])
+        assert process(again)[1] == {}
+        assert again.committed_end("quarantine", 0) > 0
+
+    @pytest.mark.only("sqlite")
+    def test_what_a_killed_restore_left_is_not_applied_to_the_next(
+        self, make_store: MakeStore, command: Command, tmp_path: Path
+    ) -> None:
+        store = make_store()
+        for name, count in (("small", 1_000), ("large", 20_000)):
+            save_contacts(store.database, [Entry("CUSTOMER", str(n), "kim@example.com", False) for n in range(count)])
+            command(cli_backup.backup, store.home, tmp_path / name)
+        close(store)
+        arguments = [sys.executable, "-c", DYING, str(tmp_path / "large")]
+        killed = subprocess.run(arguments, env=os.environ, cwd=ROOT, check=False)
+        assert killed.returncode == -signal.SIGKILL
+        assert (store.home / "afterlog.db.restoring-wal").stat().st_size > 100_000
+        command(cli_backup.restore, store.home, tmp_path / "small")
+        assert _contacts_in(store.home / "afterlog.db") == 1_000
+        assert not [*store.home.glob("*.restoring*")]
+
+    @pytest.mark.only("sqlite")
+    @pytest.mark.parametrize("place", [0, -1])
+    def test_a_backup_whose_database_is_damaged_is_refused(
+        self, make_store: MakeStore, command: Command, tmp_path: Path, place: int
+    ) -> None:
+        store = make_store()
+        save_contacts(store.database, [Entry("CUSTOMER", str(n), "kim@example.com", False) for n in range(1_000)])
+        command(cli_backup.backup, store.home, tmp_path / "backup")
+        close(store)
+        copy = tmp_path / "backup" / "afterlog.db"
+        pages = [copy.read_bytes()[at : at + 4096] for at in range(0, copy.stat().st_size, 4096)]
+        pages[place] = b"\xff" * 4096
+        copy.write_bytes(b"".join(pages))
+        with pytest.raises(AfterlogError, match="the backup's database is damaged"):
+            command(cli_backup.restore, store.home, tmp_path / "backup")
+        assert len(list_contacts(store.database)) == 1_000
 
     @pytest.mark.only("sqlite")
     def test_where_there_is_no_space_it_is_told_in_one_sentence(self, make_store: MakeStore, tmp_path: Path) -> None:
@@ -394,7 +623,7 @@ class TestWhole:
             assert failed.returncode == 1
             assert failed.stderr.startswith(f"afterlog: {tmp_path}/backup: the restore failed: ")
             assert failed.stderr.endswith(". Nothing is lost: make space, say, and restore again\n")
-            assert not [*store.home.rglob("*.restoring"), *store.home.glob(".restoring.db*")]
+            assert not [*store.home.rglob("*.restoring"), *store.home.glob("afterlog.db.restoring*")]
         assert _command(store.home, *restore).returncode == 0
         assert log_bytes(store.home, "events") == before
         assert list_contacts(make_store().database) == [ANN]
