@@ -41,7 +41,7 @@ def why_not(evidence: Evidence, customer: str, *, processes: int = 1) -> WhyNot:
     found = read_interactions(evidence.store, evidence.topology, customer, processes=processes)
     if not found:
         log = evidence.topology.reads("abandonment")
-        return WhyNot(customer, f"the log {log} has no interaction of a customer {customer}", [])
+        return WhyNot(customer, f"the log {log} has no interaction of a customer {customer} that counts", [])
     checks = _Checks(evidence, customer, found).all()
     stands = next((check for check in checks if check.stands_in_the_way), None)
     if stands is not None:

@@ -204,7 +204,7 @@ def test_what_is_not_there_is_said_in_a_sentence(store: Store, ident: str, sente
 
 class TestWhyNot:
     def test_nobody_ever_heard_of_them(self, store: Store) -> None:
-        assert why_not(store).answer == "the log events has no interaction of a customer 15"
+        assert why_not(store).answer == "the log events has no interaction of a customer 15 that counts"
 
     def test_the_basket_is_empty_since_nothing_was_put_in_it_or_it_was_taken_out_or_ordered(self, store: Store) -> None:
         append(store, did("VIEWED", 9))
