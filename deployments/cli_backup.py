@@ -9,10 +9,10 @@ from pathlib import Path
 
 from deployments.console import say, show_table
 from storage.away import bytes_away, objects_missing
-from storage.backup import ARCHIVE_LOCK, make_backup, told
+from storage.backup import ARCHIVE_LOCK, make_backup, read_label, told
 from storage.errors import UsageError
 from storage.locks import RunLock
-from storage.restore import mark_restored, read_label, restore_database, restore_logs
+from storage.restore import mark_restored, restore_database, restore_logs
 from storage.settings import load_settings
 from storage.store import Store
 from storage.times import show
@@ -57,7 +57,7 @@ def restore(folder: Path | None = None) -> None:
                 for name in restore_logs(store, folder):
                     say(f"{name} was put back")
                 doubts = restore_database(store, folder, topology.derived_logs())
-            say(f"the database is that of {show(label['at'])}")
+            say(f"the database is that of {show(label.at)}")
         missing = objects_missing(store)
     for sentence in missing[:_SHOWN]:
         say(sentence)

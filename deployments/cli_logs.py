@@ -51,9 +51,7 @@ def append(log: str, file: Annotated[str, Parameter(allow_leading_hyphen=True)] 
                 before, count = count, tried
                 refused += len(result)
                 for index in result[:5]:
-                    say(
-                        f"line {before + index + 1} is refused: its clock lies ahead of now; it is in the log refused"
-                    )
+                    say(f"line {before + index + 1} is refused: its clock lies ahead of now; it is in the log refused")
         except KeyboardInterrupt:
             doubt = "" if tried == count else f"; lines {count + 1} to {tried} may be, which the log's end tells"
             say(f"interrupted: {count} lines are in{doubt}")

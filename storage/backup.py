@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import orjson
 import sqlalchemy as sa
 from sqlmodel import SQLModel
@@ -22,9 +23,9 @@ from storage.database import Database
 from storage.derived import whole_lines
 from storage.errors import AfterlogError, UsageError
 from storage.locks import locked
-from storage.manifest import MANIFEST, archived_end, note_archived, read_manifest
+from storage.manifest import MANIFEST, archived_end, note_archived, read_manifest, with_archived
 from storage.schema import HEAD
-from storage.segment import fsync_directory, fsync_file, list_segments, make_directory, segment_path
+from storage.segment import check_contiguous, fsync_directory, fsync_file, list_segments, make_directory, segment_path
 from storage.store import CLOCK, DELIVERIES, Store
 from storage.times import now
 
@@ -33,6 +34,14 @@ ARCHIVE_LOCK = "archive.lock"
 LABEL = "backup.json"
 """Written last: a folder without it is no whole backup."""
 _ROWS = 5_000
+
+
+class Label(msgspec.Struct):
+    """What a backup says of itself: when it was made, the schema of its database, and where each `log/partition` ended."""
+
+    at: int
+    schema: str
+    logs: dict[str, int]
 
 
 def make_backup(store: Store, derived: set[str], folder: Path) -> dict[str, int]:
@@ -57,9 +66,38 @@ def make_backup(store: Store, derived: set[str], folder: Path) -> dict[str, int]
         with locked(store.lock_path(ARCHIVE_LOCK)):  # no segment goes from here meanwhile
             copy_database(store.database, folder / FILE)
             copied = _copy_logs(store, derived, folder)
-        label = {"at": at, "schema": HEAD, "logs": copied}
-        _write_file(folder / LABEL, orjson.dumps(label, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        label = orjson.dumps(
+            msgspec.to_builtins(Label(at, HEAD, copied)), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+        )
+        _write_file(folder / LABEL, label)
     return copied
+
+
+def read_label(folder: Path) -> Label:
+    """What a backup says of itself, which is true.
+
+    Raises:
+        UsageError: the folder is no whole backup.
+    """
+    try:
+        label = msgspec.json.decode((folder / LABEL).read_bytes(), type=Label)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _not_whole(folder, f"a folder with {LABEL}, as `backup` makes it") from error
+    if not (folder / FILE).is_file():
+        raise _not_whole(folder, f"its database {FILE}")
+    for log, end in label.logs.items():
+        directory = folder / "logs" / log
+        segments = with_archived(directory, list_segments(directory))
+        if segments:
+            check_contiguous(segments)
+        there = segments[-1].base + segments[-1].size() if segments else 0
+        if there != end:
+            raise _not_whole(folder, f"{end} bytes of {log}", f"{there}")
+    return label
+
+
+def _not_whole(folder: Path, expected: str, found: object = None) -> UsageError:
+    return UsageError("no backup, or one that is not whole", where=str(folder), found=found, expected=expected)
 
 
 @contextmanager

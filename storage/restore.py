@@ -10,16 +10,16 @@ import os
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import orjson
 import sqlalchemy as sa
 
 from storage import postgresql
 from storage.append import LOCK
-from storage.backup import FILE, LABEL, close_file, copy_file, copy_rows
+from storage.backup import FILE, close_file, copy_file, copy_rows
 from storage.database import Database
-from storage.errors import AfterlogError, UsageError
+from storage.errors import AfterlogError
 from storage.locks import locked
 from storage.mails import CLAIMED, FAILED, MAY_HAVE_BEEN_SENT, SENT, SUPPRESSED, UNKNOWN, WAITING
 from storage.manifest import ARCHIVED, MANIFEST, archived_end, note_archived, with_archived
@@ -51,23 +51,6 @@ class Restored:
 
     at: int
     ends: dict[str, int]
-
-
-def read_label(folder: Path) -> dict[str, Any]:
-    """What a backup says of itself.
-
-    Raises:
-        UsageError: the folder is no whole backup.
-    """
-    try:
-        label: dict[str, Any] = orjson.loads((folder / LABEL).read_bytes())
-    except (OSError, orjson.JSONDecodeError) as error:
-        raise UsageError(
-            "no backup, or one that was not finished",
-            where=str(folder),
-            expected=f"a folder with {LABEL}, as `backup` makes it",
-        ) from error
-    return label
 
 
 def restore_logs(store: Store, folder: Path) -> list[str]:

@@ -392,8 +392,33 @@ class TestWhole:
         home = make_store().home
         with pytest.raises(UsageError, match="a backup needs a folder of its own"):
             command(cli_backup.backup, home, home)
-        with pytest.raises(UsageError, match="no backup, or one that was not finished"):
+        with pytest.raises(UsageError, match="no backup, or one that is not whole"):
             command(cli_backup.restore, home, tmp_path)
+
+    @pytest.mark.parametrize(
+        ("harm", "sentence"),
+        [
+            (lambda backup: shutil.rmtree(backup / "logs" / "events"), r"found 0, expected \d+ bytes of events/0"),
+            (
+                lambda backup: os.truncate(next((backup / "logs" / "events" / "0").glob("*.jsonl")), 10),
+                r"found 10, expected \d+ bytes of events/0",
+            ),
+            (lambda backup: (backup / "afterlog.db").unlink(), "expected its database afterlog.db"),
+            (lambda backup: (backup / "backup.json").write_bytes(b"{}"), "expected a folder with backup.json"),
+            (lambda backup: (backup / "backup.json").write_bytes(b"\xff"), "expected a folder with backup.json"),
+        ],
+    )
+    def test_a_backup_of_which_something_is_missing_is_refused_before_anything_is_changed(
+        self, make_store: MakeStore, command: Command, tmp_path: Path, harm: Callable[[Path], object], sentence: str
+    ) -> None:
+        store = make_store()
+        submitted(store, 1)
+        command(cli_backup.backup, store.home, tmp_path / "backup")
+        harm(tmp_path / "backup")
+        new = tmp_path / "new"
+        with pytest.raises(UsageError, match=f"no backup, or one that is not whole; {sentence}"):
+            command(cli_backup.restore, new, tmp_path / "backup")
+        assert list((new / "logs").iterdir()) == []
 
     @pytest.mark.parametrize("name", ["deliver", "derive", "replay-12", "promotion"])
     def test_nothing_is_replaced_while_somebody_works(
