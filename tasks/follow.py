@@ -63,7 +63,7 @@ class PartitionFollower:
         """What is there to follow now."""
         log = self.processor.reads
         if self.derived_source:
-            return Snapshot({self.partition: self.run.store.committed_end(log, self.partition, self.source_generation)})
+            return Snapshot(self.run.store.committed_end(log, self.partition, self.source_generation))
         return self.clock.snapshot(log, self.partition, self.position.tick_offset)
 
     def advance(self, snapshot: Snapshot, *, hold: bool = False) -> bool:
@@ -75,18 +75,16 @@ class PartitionFollower:
             Stopped: the run is to stop; what was not committed will be done again.
             LostDataError: the log is shorter than the checkpoint says.
         """
-        end = snapshot.ends[self.partition]
-        if end < self.position.offset:
-            raise lost_log(f"processor {self.processor.name}, {self.reader.name}", end, self.position.offset)
+        position, end = self.position, snapshot.end
+        if end < position.offset:
+            raise lost_log(f"processor {self.processor.name}, {self.reader.name}", end, position.offset)
         with COLLECTOR.paused():
-            for tick in snapshot.ticks:
-                at = tick.ends.get(self.reader.name)
-                if at is not None:
-                    self._lines_to(at)
-                    self._apply(tick)
-                self.position.tick_offset = tick.next_offset
+            while position.tick_offset < snapshot.clock_end:  # a part at a time: there may be ticks of years
+                ticks, upto = self.clock.ticks(position.tick_offset, snapshot.clock_end)
+                for tick in ticks:
+                    self._take_tick(tick)
+                position.tick_offset = upto
             self._lines_to(end)
-        self.position.tick_offset = max(self.position.tick_offset, snapshot.clock_end)
         if self._marks() == self._committed:
             return False
         if not hold:
@@ -161,6 +159,14 @@ class PartitionFollower:
         position.processed += len(batch.events) - ignored
         position.offset, position.clock = batch.end, batch.clock
         self._pending_bytes += batch.end - batch.start
+
+    def _take_tick(self, tick: Tick) -> None:
+        """Take a tick of the clock in its place, if it is of this partition."""
+        at = tick.ends.get(self.reader.name)
+        if at is not None:
+            self._lines_to(at)
+            self._apply(tick)
+        self.position.tick_offset = tick.next_offset
 
     def _apply(self, tick: Tick) -> None:
         """Take a tick: everything due by then, in order, a part at a time."""
