@@ -65,11 +65,13 @@ class ReplayFollower(PartitionFollower):
         self._turn()
         super()._record_version()
 
-    def _turn(self) -> None:
+    def _turn(self) -> Version:
         """Have the processor with the settings that are in force here."""
         version = in_force(self._versions, self.position)
         self.processor = make_processor(self.run.topology, self.processor.name, version.settings, {})
+        self.max_line = self.max_line and (version.max_line or self.run.store.settings.max_line)
         self._out = self._new_output()
+        return version
 
 
 def _lesser(one: Place, other: Place) -> Place:
