@@ -28,23 +28,27 @@ class BatchCache:
         self._stop = stop or threading.Event()
         self._size, self._max_line, self._max_depth, self._kept = size, max_line, max_depth, kept
         self._changed = threading.Condition()
-        self._batches: OrderedDict[tuple[Path, int, int], Batch] = OrderedDict()
+        self._batches: OrderedDict[tuple[Path, int, int, int], Batch] = OrderedDict()
         self._places: dict[Path, dict[PartitionReader, int]] = {}
 
-    def get(self, reader: PartitionReader, log: str, partition: int, start: int, end: int, clock: int) -> Batch | None:
+    def get(
+        self, reader: PartitionReader, log: str, partition: int, start: int, end: int, clock: int, max_line: int = 0
+    ) -> Batch | None:
         """The judged lines from `start` on, not beyond `end`; None where there are none.
 
-        `clock` is the greatest clock or tick before `start`.
+        `clock` is the greatest clock or tick before `start`. `max_line` is for one who goes by another limit than the rest.
         """
-        key = (reader.directory, start, clock)  # a log's name stands for another generation after a promotion
+        max_line = max_line or self._max_line
+        # A log's name stands for another generation after a promotion.
+        key = (reader.directory, start, clock, max_line)
         with self._changed:
             found = self._batches.get(key)
             if found is not None and found.end <= end:
                 return found
-            block = reader.read(start, end, self._size, self._max_line)
+            block = reader.read(start, end, self._size, max_line)
             if block is None:
                 return None
-            batch = self._batches[key] = decode(block, log, partition, clock, self._max_line, self._max_depth)
+            batch = self._batches[key] = decode(block, log, partition, clock, max_line, self._max_depth)
             while len(self._batches) > self._kept:
                 self._batches.popitem(last=False)
             return batch

@@ -7,7 +7,7 @@ follower reads ends and ticks together under the shared one. So no follower can 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -34,10 +34,9 @@ class Tick:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is there to be followed: the end of each partition, and the ticks not applied yet."""
+    """What is there to be followed: the end of a partition, and that of the clock, whose ticks before it are of that moment."""
 
-    ends: dict[int, int]
-    ticks: list[Tick] = field(default_factory=list)
+    end: int
     clock_end: int = 0
 
 
@@ -63,7 +62,7 @@ class Clock:
             reader.close()
 
     def snapshot(self, log: str, partition: int, tick_offset: int) -> Snapshot:
-        """The end of a partition, and the ticks from `tick_offset` of the clock on, which are durable.
+        """The end of a partition, and that of the clock; the ticks before it, which `ticks` gives, are durable.
 
         Raises:
             LostDataError: `tick_offset` lies beyond the clock's end.
@@ -76,7 +75,7 @@ class Clock:
         if clock_end > self._durable:  # whoever wrote the last tick may have died before its fsync
             self._reader.sync(clock_end)
             self._durable = clock_end
-        return Snapshot({partition: end}, self._ticks(tick_offset, clock_end), clock_end)
+        return Snapshot(end, clock_end)
 
     def tick(self, as_of: int) -> Tick | None:
         """Write down `as_of` with the ends of the logs as they are now, durably.
@@ -107,16 +106,26 @@ class Clock:
         """The newest tick, found from the clock's end."""
         end = stop = self._reader.end()
         while stop > 0:
-            start = self._reader.line_start(max(0, stop - 65_536))
-            for tick in reversed(self._ticks(start, end)):
-                return tick
+            at = start = self._reader.line_start(max(0, stop - 65_536))
+            last = None
+            while at < end:
+                ticks, at = self.ticks(at, end)
+                last = ticks[-1] if ticks else last
+            if last is not None:
+                return last
             stop = start
         return None
 
-    def ticks(self, start: int, end: int, size: int = 4 << 20) -> tuple[list[Tick], int]:
+    def ticks(self, start: int, end: int, size: int = 1 << 20) -> tuple[list[Tick], int]:
         """The ticks of about `size` bytes of the clock from `start` on, not beyond `end`, and where to go on."""
+        ticks: list[Tick] = []
         block = self._reader.read(start, end, size, 1 << 20)
-        return ([], end) if block is None else (self._ticks(start, block.end), block.end)
+        for line in block.lines if block else []:
+            start += len(line) + 1
+            tick = parse_tick(line)
+            if tick is not None:
+                ticks.append(Tick(tick["as_of"], tick["ends"], start))
+        return ticks, block.end if block else end
 
     def versions(self) -> list[dict[str, Any]]:
         """Every VERSION line, in order: whose settings and code, and from where on they held; `at_clock` is its own place."""
@@ -144,17 +153,6 @@ class Clock:
         if reader is None:
             reader = self._readers[log, partition] = self.store.reader(log, partition)
         return reader.end()
-
-    def _ticks(self, start: int, end: int) -> list[Tick]:
-        ticks = []
-        while block := self._reader.read(start, end, 4 << 20, 1 << 20):
-            start = block.start
-            for line in block.lines:
-                start += len(line) + 1
-                tick = parse_tick(line)
-                if tick is not None:
-                    ticks.append(Tick(tick["as_of"], tick["ends"], start))
-        return ticks
 
 
 def _line(verb: str, obj: dict[str, Any], at: int) -> bytes:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from contextlib import nullcontext
 from typing import Any
-
-import orjson
 
 from storage.clock import Clock, Snapshot, Tick
 from storage.commit import Pending, Position, Target, commit, load_position, save_version, spill
@@ -19,6 +16,7 @@ from storage.state import StateStore
 from storage.times import now
 from tasks.processors.contract import Output
 from tasks.run import COLLECTOR, Run
+from tasks.timeline import digest_of
 
 _DUE_AT_ONCE = 2_000
 _DUE_IN_A_COMMIT = 20_000
@@ -34,6 +32,8 @@ class PartitionFollower:
         self.processor = run.topology.make(name)
         store, settings, log = run.store, run.store.settings, self.processor.reads
         self.derived_source = log in run.topology.derived_logs()
+        self.max_line = 0 if self.derived_source else settings.max_line
+        """The longest line of a raw log; it decides, as settings and code do."""
         self.generation = run.generation(self.processor.writes)
         self.source_generation = run.generation(log)
         self.position: Position = load_position(store.database, name, self.generation, log, partition, live=run.is_live)
@@ -63,7 +63,7 @@ class PartitionFollower:
         """What is there to follow now."""
         log = self.processor.reads
         if self.derived_source:
-            return Snapshot({self.partition: self.run.store.committed_end(log, self.partition, self.source_generation)})
+            return Snapshot(self.run.store.committed_end(log, self.partition, self.source_generation))
         return self.clock.snapshot(log, self.partition, self.position.tick_offset)
 
     def advance(self, snapshot: Snapshot, *, hold: bool = False) -> bool:
@@ -75,18 +75,16 @@ class PartitionFollower:
             Stopped: the run is to stop; what was not committed will be done again.
             LostDataError: the log is shorter than the checkpoint says.
         """
-        end = snapshot.ends[self.partition]
-        if end < self.position.offset:
-            raise lost_log(f"processor {self.processor.name}, {self.reader.name}", end, self.position.offset)
+        position, end = self.position, snapshot.end
+        if end < position.offset:
+            raise lost_log(f"processor {self.processor.name}, {self.reader.name}", end, position.offset)
         with COLLECTOR.paused():
-            for tick in snapshot.ticks:
-                at = tick.ends.get(self.reader.name)
-                if at is not None:
-                    self._lines_to(at)
-                    self._apply(tick)
-                self.position.tick_offset = tick.next_offset
+            while position.tick_offset < snapshot.clock_end:  # a part at a time: there may be ticks of years
+                ticks, upto = self.clock.ticks(position.tick_offset, snapshot.clock_end)
+                for tick in ticks:
+                    self._take_tick(tick)
+                position.tick_offset = upto
             self._lines_to(end)
-        self.position.tick_offset = max(self.position.tick_offset, snapshot.clock_end)
         if self._marks() == self._committed:
             return False
         if not hold:
@@ -122,7 +120,7 @@ class PartitionFollower:
             if catching_up:
                 cache.keep_pace(self.reader, position.offset)
             with self.run.turn if catching_up else nullcontext():
-                batch = cache.get(self.reader, log, self.partition, position.offset, end, position.clock)
+                batch = cache.get(self.reader, log, self.partition, position.offset, end, position.clock, self.max_line)
                 if batch is None:
                     break
                 self._take(batch)
@@ -161,6 +159,14 @@ class PartitionFollower:
         position.processed += len(batch.events) - ignored
         position.offset, position.clock = batch.end, batch.clock
         self._pending_bytes += batch.end - batch.start
+
+    def _take_tick(self, tick: Tick) -> None:
+        """Take a tick of the clock in its place, if it is of this partition."""
+        at = tick.ends.get(self.reader.name)
+        if at is not None:
+            self._lines_to(at)
+            self._apply(tick)
+        self.position.tick_offset = tick.next_offset
 
     def _apply(self, tick: Tick) -> None:
         """Take a tick: everything due by then, in order, a part at a time."""
@@ -233,11 +239,15 @@ class PartitionFollower:
 
     def _record_version(self) -> None:
         """Write down settings and code, where they are other than at the last commit, before they are used."""
-        version = self.processor.version()
-        digest = hashlib.sha256(orjson.dumps(version, option=orjson.OPT_SORT_KEYS)).hexdigest()
-        position = self.position
+        position, version = self.position, self.processor.version()
+        before = digest_of(version)
+        if self.max_line:
+            version["max_line"] = self.max_line
+        digest = digest_of(version)
         if digest == position.version:
             return
+        if position.version == before:
+            position.version = ""  # noted by an Afterlog that did not record the longest line: nothing has changed
         known = position.version
         ends = {self.reader.name: position.offset}
         if known:  # a crash in between must not leave a record in the clock of what was never used

@@ -9,7 +9,7 @@ from storage.clock import Clock, Snapshot, Tick
 from storage.store import Store
 from tasks.follow import PartitionFollower
 from tasks.replay_plan import Ticks
-from tasks.run import Run
+from tasks.run import COLLECTOR, Run
 from tasks.timeline import Place, Version, by_clock, in_force, make_processor, recorded, without_ticks
 from tasks.topology import Topology
 
@@ -53,24 +53,25 @@ class ReplayFollower(PartitionFollower):
             return
         time = as_of if isinstance(as_of, int) else self.position.clock
         tick = Tick(time, {self.reader.name: goal.offset}, goal.tick_offset)
-        self.advance(Snapshot({self.partition: goal.offset}, [tick], goal.tick_offset))
+        with COLLECTOR.paused():
+            self._take_tick(tick)
+        self.confirm()
 
     def _go(self, place: Place) -> None:
-        while not place.is_reached(self.position):
-            ticks, upto = self.clock.ticks(self.position.tick_offset, place.tick_offset)
-            last = [tick.ends[self.reader.name] for tick in ticks if self.reader.name in tick.ends][-1:]
-            end = place.offset if upto >= place.tick_offset else max([self.position.offset, *last])
-            self.advance(Snapshot({self.partition: end}, ticks, upto))
+        if not place.is_reached(self.position):
+            self.advance(Snapshot(place.offset, place.tick_offset))
 
     def _record_version(self) -> None:
         self._turn()
         super()._record_version()
 
-    def _turn(self) -> None:
+    def _turn(self) -> Version:
         """Have the processor with the settings that are in force here."""
         version = in_force(self._versions, self.position)
         self.processor = make_processor(self.run.topology, self.processor.name, version.settings, {})
+        self.max_line = self.max_line and (version.max_line or self.run.store.settings.max_line)
         self._out = self._new_output()
+        return version
 
 
 def _lesser(one: Place, other: Place) -> Place:

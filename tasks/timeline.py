@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,6 +40,8 @@ class Version:
     code: str
     clock: int = 0
     at_clock: int = 0
+    max_line: int = 0
+    """The longest line; 0 of a derived log, which has no limit, and where the clock does not say."""
 
 
 def recorded(lines: Iterable[Mapping[str, Any]], processor: str, generation: int, source: str) -> list[Version]:
@@ -55,8 +58,10 @@ def recorded(lines: Iterable[Mapping[str, Any]], processor: str, generation: int
         place = Place(offset, line.get("tick_offset", line["at_clock"] if offset else 0))
         while found and (found[-1].place == place or not found[-1].place.is_reached(place)):
             found.pop()
-        found.append(Version(place, line["settings"], line["code"], line.get("clock", 0), line["at_clock"]))
-    return found
+        version = Version(place, line["settings"], line["code"], line.get("clock", 0), line["at_clock"])
+        found.append(replace(version, max_line=line.get("max_line", 0)))
+    first = next((version.max_line for version in found if version.max_line), 0)  # an older Afterlog did not record it
+    return [replace(version, max_line=version.max_line or first) for version in found]
 
 
 def in_force(versions: Sequence[Version], position: Position | Place) -> Version:
@@ -101,6 +106,11 @@ def make_processor(
             found=orjson.dumps(wanted).decode(),
             do="Replay with the code of then",
         ) from error
+
+
+def digest_of(version: Mapping[str, Any]) -> str:
+    """The digest by which a checkpoint knows settings and code."""
+    return hashlib.sha256(orjson.dumps(version, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def same_json(one: object, other: object) -> bool:

@@ -21,7 +21,7 @@ from tasks.local import side_by_side
 from tasks.process import Summary
 from tasks.replay_follow import ReplayFollower, ReplayRun, versions_of
 from tasks.run import Run
-from tasks.timeline import Place, Version, in_force, make_processor
+from tasks.timeline import Place, Version
 from tasks.topology import Topology
 
 _PIECE = 1 << 20
@@ -153,10 +153,7 @@ class _VerifyingFollower(ReplayFollower):
         super().__init__(run, name, partition, versions)
 
     def _record_version(self) -> None:
-        version = in_force(self._versions, self.position)
-        self.processor = make_processor(self.run.topology, self.processor.name, version.settings, {})
-        self._out = self._new_output()
-        self.codes.append((version.code, 0 if self.target is None else self.target.end))
+        self.codes.append((self._turn().code, 0 if self.target is None else self.target.end))
 
     def _make_target(self) -> Target | None:
         return Target(str(self.processor.writes), self._comparer, 0)
