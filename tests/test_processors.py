@@ -905,7 +905,7 @@ class TestAProcessorOfOnesOwn:
     @pytest.mark.parametrize(
         ("source", "sentence"),
         [
-            ("", "AFTERLOG_PROCESSORS: mine: the module has no class Processor on tasks.processors.contract.Processor"),
+            ("", "AFTERLOG_PROCESSORS: mine: the module has no class Processor that inherits tasks.processors.contract.Processor"),
             ("class Processor: pass", "AFTERLOG_PROCESSORS: mine: the module has no class Processor"),
             ("import nowhere_to_be_found", "mine: cannot import the module: No module named 'nowhere_to_be_found'"),
             ("from tasks.processors.derive import Processor", "AFTERLOG_PROCESSORS: mine: a second processor called 'derive'"),

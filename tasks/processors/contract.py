@@ -145,7 +145,11 @@ class Processor(Generic[S]):
     def process(self, batch: Batch, state: States[S], out: Output) -> None:
         """Take one batch, its good events in log order."""
         for event in batch.events:
-            self.event(event, state, out)
+            try:
+                self.event(event, state, out)
+            except Exception as error:
+                error.add_note(f"{batch.log}:{batch.partition}:{event.offset}")
+                raise
 
     def event(self, event: Event, state: States[S], out: Output) -> None:
         """Take one good event."""
