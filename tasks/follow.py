@@ -12,8 +12,9 @@ from storage.errors import AfterlogError, CorruptLogError, Stopped
 from storage.event import Batch
 from storage.reader import lost_log
 from storage.state import StateStore
-from storage.times import now
+from storage.times import now, show
 from tasks.processors.contract import Output
+from tasks.processors.told import told
 from tasks.run import COLLECTOR, Run
 from tasks.timeline import Place, Version, digest_of, going_on, lesser, make_processor, recorded_beyond
 
@@ -152,9 +153,10 @@ class PartitionFollower:
             self._pending_since = time.thread_time()  # work, not waiting: others share the processor
         out, position, ignored = self._out, self.position, self._out.ignored
         self._earlier.check_in_place()
-        if not self.states.complete:
-            self.states.prefetch(self.processor.keys(batch))
-        self.processor.process(batch, self.states, out)
+        with told(self.processor, f"{self.reader.name}, from {batch.start} to {batch.end}"):
+            if not self.states.complete:
+                self.states.prefetch(self.processor.keys(batch))
+            self.processor.process(batch, self.states, out)
         ignored = out.ignored - ignored
         if not 0 <= ignored <= len(batch.events) or len(batch.events) + len(batch.bad) != batch.lines:
             raise AfterlogError(
@@ -194,7 +196,8 @@ class PartitionFollower:
             if self.run.stop.is_set():
                 raise Stopped("stopped within a tick")
             self._earlier.check_in_place()
-            self.processor.tick(as_of, due, self.states, self._out)
+            with told(self.processor, f"{self.reader.name}, a tick of {show(as_of)}"):
+                self.processor.tick(as_of, due, self.states, self._out)
             self._spill()
             if self._is_enough() or self.states.dirty >= _DUE_IN_A_COMMIT:
                 self._commit()
@@ -213,7 +216,13 @@ class PartitionFollower:
         if self._marks() == self._committed and not self.states.dirty:
             return
         out = self._out
-        self.processor.flush(out)
+        with told(self.processor, f"{self.reader.name}, before a commit"):
+            self.processor.flush(out)
+        if out.lines and self.target is None:
+            raise AfterlogError(
+                f"the processor {self.processor.name} gives events, and has no log for them", where=self.reader.name,
+                do="Name one in its class: `writes`",
+            )  # fmt: skip
         self.position.derived += len(out.lines)
         pending = Pending(out.lines, out.statements, self.states)
         cut = commit(self.run.store.database, self.reader, self.target, self.position, pending)
@@ -264,9 +273,9 @@ class PartitionFollower:
             return
         made = self.run.topology.make(self.processor.name).version()
         today = Version(Place(0), **made, max_line=self.max_line and self.run.store.settings.max_line)
-        version, made = going_on(self.versions, self.position, today)
+        version, digest = going_on(self.versions, self.position, today)
         self.position.version = ""  # nothing has changed: this only tells the database what the clock knows already
-        save_version(self.run.store.database, self.position, made)
+        save_version(self.run.store.database, self.position, digest)
         self.versions = [] if version is today else self.versions
         self._take_up(version)
 

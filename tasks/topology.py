@@ -171,12 +171,16 @@ def _load(module: str) -> type[contract.Processor[Any]]:
         raise UsageError(f"the module fails when it is imported: {error!r}", where=where, do="Correct it") from error
     kind = getattr(found, "Processor", None)
     if not (isinstance(kind, type) and issubclass(kind, contract.Processor)):
-        raise UsageError("the module has no class Processor that inherits tasks.processors.contract.Processor", where=where)
+        raise UsageError(
+            "the module has no class Processor that inherits tasks.processors.contract.Processor", where=where
+        )
     for name in ("name", "reads"):
         if not isinstance(getattr(kind, name, None), str):
             raise UsageError(f"its Processor has no `{name}`", where=where)
     try:
         kind()
     except (Exception, SystemExit) as error:
-        raise UsageError(f"its Processor cannot be made: {error!r}", where=where, do="Correct its `__init__`") from error
+        raise UsageError(
+            f"its Processor cannot be made: {error!r}", where=where, do="Correct its `__init__`"
+        ) from error
     return kind

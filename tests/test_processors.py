@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
@@ -875,6 +876,15 @@ class Processor(contract.Processor[Orders]):
 '''
 
 
+UNMAKEABLE = """
+from tasks.processors import contract
+class Processor(contract.Processor):
+    name, reads = "unmakeable", "events"
+    def __init__(self):
+        1 / 0
+"""
+
+
 class TestAProcessorOfOnesOwn:
     @pytest.fixture
     def module(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], str]:
@@ -925,7 +935,33 @@ class TestAProcessorOfOnesOwn:
             build_topology(load_settings(processors=[module("mine", source)]))
         assert sentence in str(raised.value)
 
-    @pytest.mark.parametrize(("name", "source"), [("broken", "1 / 0"), ("unreadable", "def Processor(:")])
+    @pytest.mark.parametrize(
+        ("what", "sentence"),
+        [
+            ("raise KeyError('basket')", r"events:0:\d+: the processor clumsy failed: KeyError: 'basket'. Correct it, at .*/clumsy.py:6$"),
+            ("assert 0", r"events:0:\d+: the processor clumsy failed: AssertionError: ?. Correct it, at .*/clumsy.py:6$"),
+            ("sys.exit(0)", r"events/0, from 0 to \d+: the processor clumsy failed: SystemExit: 0. Correct it, at .*/clumsy.py:6$"),
+            ("out.write({})", r"events/0: the processor clumsy gives events, and has no log for them. Name one in its class: `writes`$"),
+        ],
+    )  # fmt: skip
+    def test_what_it_raises_is_told_with_its_kind_the_event_and_the_line_and_stops_no_other(
+        self, fresh: Fresh, module: Callable[[str, str], str], what: str, sentence: str
+    ) -> None:
+        source = (
+            "import sys\nfrom tasks.processors import contract\nclass Processor(contract.Processor):\n"
+            f"    name, reads = 'clumsy', 'events'\n    def event(self, event, state, out):\n        {what}\n"
+        )
+        sys.modules.pop("clumsy", None)
+        store = fresh(processors=[module("clumsy", source)])
+        append_lines(store, "events", [b"no event", browse(1)])
+        failures = all_of(store)
+        assert list(failures) == ["clumsy"]
+        assert re.search(sentence, str(failures["clumsy"]))
+
+    @pytest.mark.parametrize(("name", "source"), [
+        ("broken", "1 / 0"), ("unreadable", "def Processor(:"), ("leaving", "raise SystemExit(3)"),
+        ("unmakeable", UNMAKEABLE),
+    ])  # fmt: skip
     def test_a_module_that_fails_at_import_is_refused_in_one_sentence(
         self, module: Callable[[str, str], str], name: str, source: str
     ) -> None:
