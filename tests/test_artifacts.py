@@ -127,7 +127,7 @@ def test_what_failed_stands_in_the_name_and_on_the_artifact_with_its_reason(
     state = process(return_state=True)
     run = run_of(server, state)
     assert run["name"].endswith(": picky failed, 1 read")
-    assert r"**picky failed**: \<b\>cannot\</b\> take poison" in artifacts_of(server, run["id"])["process"]
+    assert r"ValueError: \<b\>cannot\</b\> take poison" in artifacts_of(server, run["id"])["process"]
 
 
 def test_mails_are_shown_by_recipient_and_reason_and_neither_address_nor_password_anywhere(

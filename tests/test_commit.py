@@ -504,7 +504,7 @@ class TestOneFails:
         done = afterlog(store.home, "process", "--no-prefect", "--as-of", "log-end", **settings)
         assert done.returncode == 1
         assert done.stderr.decode().splitlines() == [
-            "picky failed: this one I do not like",
+            f"picky failed: events:0:{offset}: ZeroDivisionError: this one I do not like. Correct it, at {tmp_path}/picky_one.py:9",
             "afterlog: 1 processors failed. What the others did stands; run it again",
         ]
         status = json.loads(afterlog(store.home, "status", "--json", **settings).stdout)["processors"]

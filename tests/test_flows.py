@@ -103,7 +103,7 @@ def test_one_processor_that_fails_is_retried_and_holds_back_no_other(
     append_events(store, "events", [customer_event(1), customer_event("poison"), customer_event(2)])
     state = process(return_state=True)
     assert state.is_failed()
-    assert "picky: cannot take poison" in state.message
+    assert "ValueError: cannot take poison. Correct it, at " in state.message
     runs = {run.name: run for run in settled(state, len(PROCESSORS) + 1)}
     assert runs["picky"].run_count == 6
     assert runs["picky"].state.is_failed()

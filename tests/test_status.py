@@ -147,7 +147,7 @@ class TestStates:
         assert states(status(store.home, processors='["picky_two"]'))["picky"] == "stuck"
         [said] = problems(store.home, processors='["picky_two"]')
         assert said.startswith("picky (events/0) is stuck: it failed 2 times since its last commit, last at 20")
-        assert said.endswith(": cannot take that")
+        assert ": events:0:0: ValueError: cannot take that. Correct it, at " in said
         (tmp_path / "picky_two.py").write_text(FAILING.replace('raise ValueError("cannot take that")', "pass"))
         assert afterlog(store.home, "process", "--no-prefect", processors='["picky_two"]').returncode == 0
         assert problems(store.home, processors='["picky_two"]') == []

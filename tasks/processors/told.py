@@ -28,7 +28,7 @@ def told(processor: Processor[Any], where: str) -> Iterator[None]:
         said = " ".join(f"{type(error).__name__}: {error}".split())
         notes = getattr(error, "__notes__", [])
         raise AfterlogError(
-            f"the processor {processor.name} failed: {said}", where=notes[0] if notes else where,
+            said, where=notes[0] if notes else where,
             do=f"Correct it, at {_line(processor, error)}",
         ) from error  # fmt: skip
 
