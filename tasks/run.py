@@ -89,8 +89,10 @@ class Run:
         )
         return Target(log, writer, store.committed_end(log, partition, generation))
 
-    def has_tail(self, log: str, partition: int) -> bool:
+    def has_tail(self, log: str | None, partition: int) -> bool:
         """Whether a derived log has lines beyond its committed end: a crash left them, or the database is an older one."""
+        if log is None:
+            return False
         generation = self.generation(log)
         with self.store.reader(log, partition, generation) as reader:
             return reader.end() > self.store.committed_end(log, partition, generation)
