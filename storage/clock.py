@@ -127,9 +127,9 @@ class Clock:
                 ticks.append(Tick(tick["as_of"], tick["ends"], start))
         return ticks, block.end if block else end
 
-    def versions(self) -> list[dict[str, Any]]:
-        """Every VERSION line, in order: whose settings and code, and from where on they held; `at_clock` is its own place."""
-        found, start, end = [], 0, self._reader.end()
+    def versions(self, start: int = 0) -> list[dict[str, Any]]:
+        """The VERSION lines from `start` on: whose settings and code, and from where on they held; `at_clock` is its own place."""
+        found, end = [], self._reader.end()
         while block := self._reader.read(start, end, 4 << 20, 1 << 20):
             start = block.start
             for line in block.lines:

@@ -24,6 +24,8 @@ from storage.times import now
 from storage.written_by import Author, note
 
 Statement = tuple[str, Iterable[Mapping[str, Any]]]
+UNDECIDED = "?"
+"""The version of a checkpoint that goes on with another one, which is not recorded yet."""
 
 _CHECKPOINT: sa.Table = Checkpoint.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
 # Made once: SQLAlchemy takes longer to make a statement than SQLite to run it.
@@ -194,6 +196,19 @@ def save_version(database: Database, position: Position, version: str) -> None:
     position.version = version
     with database.write() as connection:
         _swap(connection, position, 0)
+
+
+def let_differ(database: Database, position: Position) -> None:
+    """Note that what comes in after `position` may be replaced: so may an unconfirmed tail of its processor, and what is recorded of it.
+
+    The commit number goes up, so that one who is at work reads this.
+    """
+    number = _CHECKPOINT.c.commit + 1
+    with database.write() as connection:
+        connection.execute(
+            sa.update(_CHECKPOINT).where(*_MINE).values(version=UNDECIDED, commit=number, changed_at=number),
+            _mine(position),
+        )
 
 
 @functools.cache

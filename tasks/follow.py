@@ -7,8 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from storage.clock import Clock, Snapshot, Tick
-from storage.commit import Pending, Position, Target, commit, load_position, save_version, spill
-from storage.derived import DerivedWriter
+from storage.commit import UNDECIDED, Pending, Position, Target, commit, let_differ, load_position, save_version, spill
 from storage.errors import AfterlogError, CorruptLogError, Stopped
 from storage.event import Batch
 from storage.reader import lost_log
@@ -16,12 +15,11 @@ from storage.state import StateStore
 from storage.times import now
 from tasks.processors.contract import Output
 from tasks.run import COLLECTOR, Run
-from tasks.timeline import digest_of
+from tasks.timeline import Place, Version, digest_of, going_on, is_last, lesser, make_processor, recorded_beyond
 
 _DUE_AT_ONCE = 2_000
 _DUE_IN_A_COMMIT = 20_000
 """A tick changes each state once, so that many commits write no more than one, and need less memory."""
-_UNDECIDED = "?"
 
 
 class PartitionFollower:
@@ -50,6 +48,8 @@ class PartitionFollower:
         self._out = self._new_output()
         self._pending_bytes, self._pending_since = 0, time.thread_time()
         self._committed = self._marks()
+        self.versions = self._find_versions()
+        """Those to go by, until what the clock has recorded is passed; none, as a rule, on a live log."""
         self._record_version()
 
     def close(self) -> None:
@@ -75,21 +75,19 @@ class PartitionFollower:
             Stopped: the run is to stop; what was not committed will be done again.
             LostDataError: the log is shorter than the checkpoint says.
         """
-        position, end = self.position, snapshot.end
-        if end < position.offset:
-            raise lost_log(f"processor {self.processor.name}, {self.reader.name}", end, position.offset)
+        goal, before = Place(snapshot.end, snapshot.clock_end), self._committed
+        if goal.offset < self.position.offset:
+            raise lost_log(f"processor {self.processor.name}, {self.reader.name}", goal.offset, self.position.offset)
         with COLLECTOR.paused():
-            while position.tick_offset < snapshot.clock_end:  # a part at a time: there may be ticks of years
-                ticks, upto = self.clock.ticks(position.tick_offset, snapshot.clock_end)
-                for tick in ticks:
-                    self._take_tick(tick)
-                position.tick_offset = upto
-            self._lines_to(end)
-        if self._marks() == self._committed:
-            return False
+            for place in [v.place for v in self.versions if not v.place.is_reached(self.position)]:
+                self._go(lesser(place, goal))
+                if place.is_reached(self.position):
+                    self.confirm()
+                    self._record_version()
+            self._go(goal)
         if not hold:
             self.confirm()
-        return True
+        return self._marks() != before
 
     def confirm(self) -> None:
         """Commit what `advance` held."""
@@ -104,6 +102,18 @@ class PartitionFollower:
         """Whether a tick of `as_of` would find something due."""
         earliest = self.states.earliest
         return self.processor.ticks and earliest is not None and earliest < self.processor.due(as_of)
+
+    def _go(self, place: Place) -> None:
+        """Take the ticks and lines before `place`, each tick where it was noted."""
+        position = self.position
+        while position.tick_offset < place.tick_offset:  # a part at a time: there may be ticks of years
+            ticks, upto = self.clock.ticks(position.tick_offset, place.tick_offset)
+            for tick in ticks:
+                self._take_tick(tick)
+            position.tick_offset = upto
+            if self._is_enough():
+                self._commit()  # so that it is known again what is due next
+        self._lines_to(place.offset)
 
     def _lines_to(self, end: int) -> None:
         position = self.position
@@ -202,8 +212,7 @@ class PartitionFollower:
     def _commit(self) -> None:
         if self._marks() == self._committed and not self.states.dirty:
             return
-        out = self._out
-        self.processor.flush(out)
+        self.processor.flush(out := self._out)
         self.position.derived += len(out.lines)
         pending = Pending(out.lines, out.statements, self.states)
         cut = commit(self.run.store.database, self.reader, self.target, self.position, pending)
@@ -224,36 +233,66 @@ class PartitionFollower:
         return Output(self.processor.reads, self.partition, self._earlier.line_here, self.derived_source)
 
     def _make_target(self) -> Target | None:
-        log, store = self.processor.writes, self.run.store
-        if log is None:
-            return None
-        settings = store.settings
-        writer = DerivedWriter(
-            store.directory(log, self.partition, self.generation),
-            f"{log}/{self.partition}",
-            limit=settings.segment_bytes,
-            daily=settings.segment_daily,
-            archive=lambda: store.archive,
-        )
-        return Target(log, writer, store.committed_end(log, self.partition, self.generation))
+        log = self.processor.writes
+        return None if log is None else self.run.target(log, self.partition)
+
+    def _find_versions(self) -> list[Version]:
+        """What the clock has recorded beyond the checkpoint: the database is an older one, or new."""
+        position, tail = self.position, self.run.has_tail(self.processor.writes, self.partition)
+        # Of a derived log no ticks are taken: all of the clock would be read.
+        if position.version == UNDECIDED or (self.derived_source and not tail):
+            return []
+        versions = recorded_beyond(self.clock, self.run.topology, position)
+        if versions and not tail:  # there is nothing to come to: today's hold, and later ones never came to be
+            position.version = position.version if is_last(versions, position) else ""
+        return versions if tail else []
+
+    def _warn_readers(self) -> None:
+        """Where a tail may be replaced, so may be what was derived from that."""
+        run, database = self.run, self.run.store.database
+        tail = run.is_live and run.has_tail(self.processor.writes, self.partition)
+        for name in run.topology.downstream([self.processor.name])[1:] if tail else []:
+            whose = name, run.generation(run.topology.writes(name)), run.topology.reads(name), self.partition
+            let_differ(database, load_position(database, *whose))
+
+    def _turn(self) -> None:
+        """Have the processor that goes on from here: today's, or, where the clock has recorded more, as it was then.
+
+        So whoever is behind comes to the bytes that are in the derived log already.
+        """
+        if not self.versions:
+            return
+        made = self.run.topology.make(self.processor.name).version()
+        today = Version(Place(0), **made, max_line=self.max_line and self.run.store.settings.max_line)
+        version, digest = going_on(self.versions, self.position, today)
+        self.position.version = ""  # nothing has changed: the database is told what the clock knows
+        save_version(self.run.store.database, self.position, digest)
+        self.versions = [] if version is today else self.versions
+        self._take_up(version)
+
+    def _take_up(self, version: Version) -> None:
+        """Have the processor with the settings of a version."""
+        self.processor = make_processor(self.run.topology, self.processor.name, version.settings, {})
+        self.max_line = self.max_line and (version.max_line or self.run.store.settings.max_line)
+        self._out = self._new_output()
 
     def _record_version(self) -> None:
         """Write down settings and code, where they are other than at the last commit, before they are used."""
+        self._turn()
         position, version = self.position, self.processor.version()
-        before = digest_of(version)
-        if self.max_line:
-            version["max_line"] = self.max_line
-        digest = digest_of(version)
+        digest = digest_of(**version, max_line=self.max_line)
         if digest == position.version:
             return
-        if position.version == before:
+        if position.version == digest_of(**version, max_line=0):
             position.version = ""  # noted by an Afterlog that did not record the longest line: nothing has changed
         known = position.version
-        ends = {self.reader.name: position.offset}
         if known:  # a crash in between must not leave a record in the clock of what was never used
-            save_version(self.run.store.database, position, _UNDECIDED)
-        place = {"at": now(), "tick_offset": position.tick_offset, "clock": position.clock}
-        self.clock.record_version(position.processor, self.generation, {**version, **place}, ends)
+            save_version(self.run.store.database, position, UNDECIDED)
+            self._warn_readers()
+        limit = {"max_line": self.max_line} if self.max_line else {}
+        place = {"at": now(), "tick_offset": position.tick_offset, "clock": position.clock} | limit
+        start = {self.reader.name: position.offset}
+        self.clock.record_version(position.processor, self.generation, {**version, **place}, start)
         save_version(self.run.store.database, position, digest)
         if known:
             self.run.notes.append(

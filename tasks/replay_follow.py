@@ -10,7 +10,7 @@ from storage.store import Store
 from tasks.follow import PartitionFollower
 from tasks.replay_plan import Ticks
 from tasks.run import COLLECTOR, Run
-from tasks.timeline import Place, Version, by_clock, in_force, make_processor, recorded, without_ticks
+from tasks.timeline import Place, Version, by_clock, in_force, recorded, without_ticks
 from tasks.topology import Topology
 
 
@@ -32,7 +32,7 @@ class ReplayFollower(PartitionFollower):
     """A follower that turns to the settings of then where they changed. Its maker holds the lock of its generation."""
 
     def __init__(self, run: Run, name: str, partition: int, versions: Sequence[Version]) -> None:
-        self._versions = list(versions)
+        self._given = list(versions)
         super().__init__(run, name, partition)
 
     def run_to(self, goal: Place) -> None:
@@ -41,11 +41,8 @@ class ReplayFollower(PartitionFollower):
         Raises:
             Stopped: the run is to stop; what was committed stands.
         """
-        for version in self._versions:
-            if not version.place.is_reached(self.position) and not goal.is_reached(self.position):
-                self._go(_lesser(version.place, goal))
-                self._record_version()
-        self._go(goal)
+        if not goal.is_reached(self.position):
+            self.advance(Snapshot(goal.offset, goal.tick_offset))
 
     def tick_once(self, goal: Place, as_of: Ticks) -> None:
         """Take one tick at the end, instead of the recorded ones: of a time, or of the log's greatest clock."""
@@ -57,25 +54,12 @@ class ReplayFollower(PartitionFollower):
             self._take_tick(tick)
         self.confirm()
 
-    def _go(self, place: Place) -> None:
-        if not place.is_reached(self.position):
-            self.advance(Snapshot(place.offset, place.tick_offset))
+    def _find_versions(self) -> list[Version]:
+        return self._given
 
-    def _record_version(self) -> None:
-        self._turn()
-        super()._record_version()
-
-    def _turn(self) -> Version:
+    def _turn(self) -> None:
         """Have the processor with the settings that are in force here."""
-        version = in_force(self._versions, self.position)
-        self.processor = make_processor(self.run.topology, self.processor.name, version.settings, {})
-        self.max_line = self.max_line and (version.max_line or self.run.store.settings.max_line)
-        self._out = self._new_output()
-        return version
-
-
-def _lesser(one: Place, other: Place) -> Place:
-    return one if one.is_reached(other) else other
+        self._take_up(in_force(self.versions, self.position))
 
 
 def versions_of(

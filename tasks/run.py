@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from storage.batches import BatchCache
+from storage.commit import Target
+from storage.derived import DerivedWriter
 from storage.errors import Stopped
 from storage.event import MAX_DERIVED_DEPTH
 from storage.heap import share_heap
@@ -74,6 +76,26 @@ class Run:
     def generation(self, log: str | None) -> int:
         """Which generation of a log this run reads and writes: the one that is live; of a processor without a log, the first."""
         return 1 if log is None else self.store.live_generation(log)
+
+    def target(self, log: str, partition: int) -> Target:
+        """Where the writer of a derived log goes on."""
+        store, settings, generation = self.store, self.store.settings, self.generation(log)
+        writer = DerivedWriter(
+            store.directory(log, partition, generation),
+            f"{log}/{partition}",
+            limit=settings.segment_bytes,
+            daily=settings.segment_daily,
+            archive=lambda: store.archive,
+        )
+        return Target(log, writer, store.committed_end(log, partition, generation))
+
+    def has_tail(self, log: str | None, partition: int) -> bool:
+        """Whether a derived log has lines beyond its committed end: a crash left them, or the database is an older one."""
+        if log is None:
+            return False
+        generation = self.generation(log)
+        with self.store.reader(log, partition, generation) as reader:
+            return reader.end() > self.store.committed_end(log, partition, generation)
 
     def lock(self, name: str) -> RunLock:
         """The lock of a processor, or of `deliver`, for this run."""

@@ -11,6 +11,7 @@ import msgspec
 import orjson
 
 from storage.batches import BatchCache
+from storage.clock import Clock
 from storage.commit import Position
 from storage.errors import UsageError
 from storage.event import MAX_DERIVED_DEPTH
@@ -64,6 +65,11 @@ def recorded(lines: Iterable[Mapping[str, Any]], processor: str, generation: int
     return [replace(version, max_line=version.max_line or first) for version in found]
 
 
+def lesser(one: Place, other: Place) -> Place:
+    """The one that comes first."""
+    return one if one.is_reached(other) else other
+
+
 def in_force(versions: Sequence[Version], position: Position | Place) -> Version:
     """The version that holds at a position; the first one, where none begins before it."""
     return next((v for v in reversed(versions) if v.place.is_reached(position)), versions[0])
@@ -108,9 +114,50 @@ def make_processor(
         ) from error
 
 
-def digest_of(version: Mapping[str, Any]) -> str:
-    """The digest by which a checkpoint knows settings and code."""
+def digest_of(settings: Mapping[str, Any], code: str, max_line: int) -> str:
+    """The digest by which a checkpoint knows what is in force."""
+    version = {"settings": settings, "code": code} | ({"max_line": max_line} if max_line else {})
     return hashlib.sha256(orjson.dumps(version, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def recorded_beyond(clock: Clock, topology: Topology, position: Position) -> list[Version]:
+    """Every version of whoever is at `position`, if the clock has any beyond it; as a rule there is none, and little is read."""
+    whose = position.processor, position.generation, f"{position.log}/{position.partition}"
+    if not recorded(clock.versions(position.tick_offset), *whose):
+        return []
+    found = recorded(clock.versions(), *whose)
+    try:
+        for version in found:
+            make_processor(topology, position.processor, version.settings, {})
+    except UsageError:
+        return []  # what it was then cannot be had any more
+    return found
+
+
+def is_last(versions: Sequence[Version], position: Position) -> bool:
+    """Whether the last one is in force, and the checkpoint knows it."""
+    last = versions[-1]
+    return last.place.is_reached(position) and position.version == digest_of(last.settings, last.code, last.max_line)
+
+
+def going_on(versions: Sequence[Version], position: Position, today: Version) -> tuple[Version, str]:
+    """How to go on from `position`, and the digest of what the clock says made what is there already.
+
+    Only where that is other than what goes on, the bytes may be others, and it is to be recorded; "" says that it is to be
+    recorded, and the bytes are the same. Of code that is gone the settings alone count, as long as today's gives the same.
+    """
+    version = in_force(versions, position)
+
+    def by_this_code(of: Version) -> str:
+        return digest_of(of.settings, today.code, of.max_line or today.max_line)
+
+    # Nobody knows what came before, or this code gave it, with settings that were recorded.
+    strict = position.version in {"", *map(by_this_code, versions)}
+    if version is not versions[-1] and (strict or version.code == today.code):
+        return version, by_this_code(version)
+    if strict and version.code != today.code and by_this_code(version) == by_this_code(today):
+        return today, ""
+    return today, digest_of(version.settings, version.code, version.max_line)
 
 
 def same_json(one: object, other: object) -> bool:

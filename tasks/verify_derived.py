@@ -21,7 +21,7 @@ from tasks.local import side_by_side
 from tasks.process import Summary
 from tasks.replay_follow import ReplayFollower, ReplayRun, versions_of
 from tasks.run import Run
-from tasks.timeline import Place, Version
+from tasks.timeline import Place, Version, in_force
 from tasks.topology import Topology
 
 _PIECE = 1 << 20
@@ -153,7 +153,8 @@ class _VerifyingFollower(ReplayFollower):
         super().__init__(run, name, partition, versions)
 
     def _record_version(self) -> None:
-        self.codes.append((self._turn().code, 0 if self.target is None else self.target.end))
+        self._turn()
+        self.codes.append((in_force(self.versions, self.position).code, 0 if self.target is None else self.target.end))
 
     def _make_target(self) -> Target | None:
         return Target(str(self.processor.writes), self._comparer, 0)
