@@ -86,7 +86,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command and end the process: 0 done, 1 the work failed, 2 wrong usage or settings."""
     steps.arm_from_environment()
     os.umask(0o077)  # whatever is made here and by what it starts is for its owner only
-    signal.signal(signal.SIGTERM, _interrupt)
+    for kind in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(kind) is not signal.SIG_IGN:  # nohup, say
+            signal.signal(kind, _interrupt)
     sys.exit(_run(arguments))
 
 
