@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
+from importlib.metadata import version
 from typing import Any
 
 from cyclopts import App, CycloptsError
 
 from deployments.console import say
+from deployments.refusals import from_prefect, from_system, give_up_output, open_closed
 from storage import steps
 from storage.errors import AfterlogError, UsageError
 
 app = App(
     name="afterlog",
     help="An append-only log of events, and everything that comes after. Settings: AFTERLOG_* or afterlog.toml.",
+    version=lambda: version("afterlog"),  # not that of the package `deployments`, which is none
     version_flags=["--version"],
 )
 # Named, not imported: reading a log should not wait for what delivers mail.
@@ -84,6 +88,7 @@ def demo(*, once: bool = False, port: int | None = None) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and end the process: 0 done, 1 the work failed, 2 wrong usage or settings."""
+    open_closed()
     steps.arm_from_environment()
     os.umask(0o077)  # whatever is made here and by what it starts is for its owner only
     for kind in (signal.SIGTERM, signal.SIGHUP):
@@ -107,10 +112,21 @@ def _run(arguments: list[str] | None) -> int:
         say("Try: afterlog --help")
         return 2
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us has gone, `head` say
+        give_up_output()  # whoever read us has gone, `head` say
         return 0
+    except OSError as error:
+        told = from_system(error)
+        with suppress(OSError):  # it may be the terminal that is gone
+            say(f"afterlog: {told}")
+        return told.exit_code
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        refused = from_prefect(error)
+        if refused is None:
+            raise
+        say(f"afterlog: {refused}")
+        return refused.exit_code
     return 0
 
 

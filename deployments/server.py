@@ -21,6 +21,7 @@ from deployments.console import say
 from deployments.grace import give_grace
 from storage.errors import AfterlogError
 from storage.settings import CONFIG, Settings
+from storage.store import Store
 
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -85,6 +86,7 @@ def find_server(settings: Settings) -> str | None:
 
 def use_prefect(settings: Settings) -> None:
     """Prepare this process for Prefect, before it is imported."""
+    Store(settings)  # HOME is made, and Prefect's folder goes into it
     url = find_server(settings)
     if url is None:
         say("No Prefect server is set or found: starting a temporary one for this run (--no-prefect does without).")
