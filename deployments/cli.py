@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from importlib.metadata import version
 from typing import Any
 
 from cyclopts import App, CycloptsError
@@ -16,10 +15,17 @@ from deployments.refusals import from_prefect, from_system, give_up_output, open
 from storage import steps
 from storage.errors import AfterlogError, UsageError
 
+
+def _version() -> str:
+    from importlib.metadata import version  # only --version should wait for it
+
+    return version("afterlog")
+
+
 app = App(
     name="afterlog",
     help="An append-only log of events, and everything that comes after. Settings: AFTERLOG_* or afterlog.toml.",
-    version=lambda: version("afterlog"),  # not that of the package `deployments`, which is none
+    version=_version,
     version_flags=["--version"],
 )
 # Named, not imported: reading a log should not wait for what delivers mail.
