@@ -34,6 +34,7 @@ async def apply_automations(settings: Settings) -> list[str]:
         UsageError: the block cannot notify.
     """
     async with get_client() as client:
+        await client.raise_for_api_version_mismatch()  # where no Prefect answers, it says so
         block = await _find_block(client)
         wanted = [*_for_runs(settings), *(_for_alerts(settings, block) if block else ())]
         found: dict[str, list[Automation]] = {}

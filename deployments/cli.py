@@ -5,17 +5,27 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import Any
 
 from cyclopts import App, CycloptsError
 
 from deployments.console import say
+from deployments.refusals import from_prefect, from_system, give_up_output, open_closed
 from storage import steps
 from storage.errors import AfterlogError, UsageError
+
+
+def _version() -> str:
+    from importlib.metadata import version  # only --version should wait for it
+
+    return version("afterlog")
+
 
 app = App(
     name="afterlog",
     help="An append-only log of events, and everything that comes after. Settings: AFTERLOG_* or afterlog.toml.",
+    version=_version,
     version_flags=["--version"],
 )
 # Named, not imported: reading a log should not wait for what delivers mail.
@@ -84,9 +94,12 @@ def demo(*, once: bool = False, port: int | None = None) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and end the process: 0 done, 1 the work failed, 2 wrong usage or settings."""
+    open_closed()
     steps.arm_from_environment()
     os.umask(0o077)  # whatever is made here and by what it starts is for its owner only
-    signal.signal(signal.SIGTERM, _interrupt)
+    for kind in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(kind) is not signal.SIG_IGN:  # nohup, say
+            signal.signal(kind, _interrupt)
     sys.exit(_run(arguments))
 
 
@@ -105,10 +118,21 @@ def _run(arguments: list[str] | None) -> int:
         say("Try: afterlog --help")
         return 2
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us has gone, `head` say
+        give_up_output()  # whoever read us has gone, `head` say
         return 0
+    except OSError as error:
+        told = from_system(error)
+        with suppress(OSError):  # it may be the terminal that is gone
+            say(f"afterlog: {told}")
+        return told.exit_code
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        refused = from_prefect(error)
+        if refused is None:
+            raise
+        say(f"afterlog: {refused}")
+        return refused.exit_code
     return 0
 
 

@@ -6,9 +6,10 @@ from typing import Literal
 
 from deployments.console import say
 from storage.brake import PAUSED, put_on, release
+from storage.errors import UsageError
 from storage.settings import load_settings
 from storage.store import Store
-from storage.times import show
+from storage.times import now, show
 
 
 def pause(what: Literal["deliver"], *, reason: str = "by a person") -> None:
@@ -18,9 +19,14 @@ def pause(what: Literal["deliver"], *, reason: str = "by a person") -> None:
         what: deliver.
         reason: why, for whoever looks at the status.
     """
+    if not reason.strip():
+        raise UsageError("--reason is empty", do="Say why, or leave it out")
+    begun = now()
     brake = put_on(Store(load_settings()).database, PAUSED, reason)
+    already = brake.since < begun
     say(
-        f"{what} is {brake.state} since {show(brake.since)}: {brake.reason}. Mails wait; `afterlog resume {what}` sends them"
+        f"{what} is {brake.state}{' already' * already} since {show(brake.since)}: {brake.reason}."
+        f"{' Nothing has changed.' * already} Mails wait; `afterlog resume {what}` sends them"
     )
 
 

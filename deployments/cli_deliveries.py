@@ -18,6 +18,7 @@ from storage.times import show
 deliveries = App(name="deliveries", help="Mails: what became of them, and what to do with those in doubt or held.")
 
 COLUMNS = ("id", "state", "recipient", "attempts", "changed", "reason")
+_MOST = 1_000_000_000
 State = Literal["WAITING", "CLAIMED", "SENT", "SUPPRESSED", "FAILED", "UNKNOWN"]
 _SELECT = (
     "SELECT event_id AS id, state, recipient_type, recipient_id, attempts, next_at, not_after, changed_at, reason FROM delivery "
@@ -34,8 +35,8 @@ def list_(*, state: State | None = None, limit: int = 100, json: bool = False) -
         limit: at most so many; 0 shows all.
         json: one JSON document on standard output.
     """
-    if limit < 0:
-        raise UsageError("--limit is too small", found=limit, expected="at least 1, or 0 for all")
+    if not 0 <= limit <= _MOST:
+        raise UsageError("--limit is no number of mails", found=limit, expected=f"1 to {_MOST:,}, or 0 for all")
     look = Look(Store(load_settings()))
     rows = look.rows(_SELECT, state=state or "", limit=limit + 1 if limit else sys.maxsize)
     look.close()

@@ -220,6 +220,8 @@ def _append(store: Store, log: str, lines: list[bytes], before: int) -> list[int
 
 def _open(file: str) -> BufferedReader:
     if file == "-":
+        if sys.stdin is None:  # closed by whoever started us
+            raise UsageError("standard input is closed", do="Name a file, or give it lines")
         return open(sys.stdin.fileno(), "rb", closefd=False)
     try:
         return Path(file).open("rb")  # the caller closes it

@@ -19,6 +19,7 @@ from aiosmtpd.controller import Controller
 from rich.console import Console
 
 from deployments import example
+from deployments.alone import alone
 from deployments.console import show_table
 from deployments.demo_replay import show_replay
 from deployments.incident import SETTINGS, Pager, fill_in_block, pager, show_incidents
@@ -49,8 +50,7 @@ class Inbox:
 
 def run_demo(*, once: bool, port: int | None) -> None:
     """Show it all: history, server, shifts, derived logs, one mail; then live events until Ctrl-C, unless `once`."""
-    with _mail_server() as (inbox, mail_port), pager() as rung:
-        settings = _prepare(mail_port)
+    with _mail_server() as (inbox, mail_port), pager() as rung, _prepared(mail_port) as settings:
         store, topology = Store(settings), build_topology(settings)
         _write_history(store)
         processes = Processes(settings, free_port() if port is None else port)
@@ -70,18 +70,20 @@ def run_demo(*, once: bool, port: int | None) -> None:
                 f"[bold]Done.[/] {len(inbox.mails)} emails arrived. The logs are plain files in {store.home}/logs"
             )
         finally:
-            _CONSOLE.print("Stopping the server and the runner ...")
             with _uninterrupted():
+                _CONSOLE.print("Stopping the server and the runner ...")
                 processes.stop()
 
 
-def _prepare(mail_port: int) -> Settings:
-    """A fresh HOME of the demo's own, with the settings that show most."""
+@contextmanager
+def _prepared(mail_port: int) -> Iterator[Settings]:
+    """A fresh HOME of the demo's own, with the settings that show most, and nobody else at work on it."""
     home = Path(os.environ.get("AFTERLOG_HOME", "demo")).resolve()
     if home.exists() and any(home.iterdir()):
         if not (home / MARK).exists():
             raise SystemExit(f"afterlog: {home} holds other things than a demo. Set AFTERLOG_HOME to a new folder.")
-        shutil.rmtree(home)
+        with alone(home):
+            shutil.rmtree(home)
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     (home / MARK).touch()
     os.environ.update(
@@ -91,7 +93,8 @@ def _prepare(mail_port: int) -> Settings:
         AFTERLOG_SHIFT_EVERY=os.environ.get("AFTERLOG_SHIFT_EVERY", "60s"),
         **SETTINGS,
     )
-    return load_settings()
+    with alone(home):
+        yield load_settings()
 
 
 @contextmanager
@@ -256,9 +259,10 @@ def _progress(what: str) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Let a second Ctrl-C wait until what was started has been stopped."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Let a second Ctrl-C, or whatever else tells us to end, wait until what was started has been stopped."""
+    before = {kind: signal.signal(kind, signal.SIG_IGN) for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for kind, handler in before.items():
+            signal.signal(kind, handler)

@@ -16,10 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from deployments.alone import pid_file
 from deployments.console import say
 from deployments.grace import give_grace
 from storage.errors import AfterlogError
 from storage.settings import CONFIG, Settings
+from storage.store import Store
 
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -84,6 +86,7 @@ def find_server(settings: Settings) -> str | None:
 
 def use_prefect(settings: Settings) -> None:
     """Prepare this process for Prefect, before it is imported."""
+    Store(settings)  # HOME is made, and Prefect's folder goes into it
     url = find_server(settings)
     if url is None:
         say("No Prefect server is set or found: starting a temporary one for this run (--no-prefect does without).")
@@ -112,9 +115,10 @@ class _Process:
     """One process in a session of its own, started again when it has ended, later each time."""
 
     def __init__(
-        self, name: str, arguments: list[str], log: Path, env: dict[str, str], before: Callable[[], None] = lambda: None
-    ) -> None:
-        self.name, self.log, self._before = name, log, before
+        self, name: str, arguments: list[str], log: Path, pid: Path, env: dict[str, str],
+        before: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        self.name, self.log, self._pid, self._before = name, log, pid, before
         self._arguments, self._env = arguments, env
         self._process: subprocess.Popen[bytes] | None = None
         self._started = self._due = 0.0
@@ -130,6 +134,8 @@ class _Process:
                 [sys.executable, *self._arguments], env=self._env, stdout=output, stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
+        with contextlib.suppress(OSError):  # a full disk, say: it runs, noted down or not
+            self._pid.write_text(str(self._process.pid))
         self._started, self._due = time.monotonic(), 0.0
 
     def has_ended(self) -> bool:
@@ -167,6 +173,7 @@ class _Process:
         except subprocess.TimeoutExpired:
             self._kill_group(self._process.pid, signal.SIGKILL)
             self._process.wait()
+        self._pid.unlink(missing_ok=True)
 
     def kill(self) -> None:
         """kill -9 it and its children."""
@@ -189,11 +196,14 @@ class Processes:
         env = {**environment(settings), "PREFECT_API_URL": self.api}
         command = ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
         database = Path(env["PREFECT_HOME"]) / "prefect.db"
+        home = settings.home.resolve()
         self._server = _Process(
-            "Prefect's server", command, self._log("server.log"), env,
+            "Prefect's server", command, home / "prefect" / "server.log", pid_file(home, "server"), env,
             before=lambda: give_grace(database, settings.crashed_after / 1000 + _STARTS_WITHIN),
         )  # fmt: skip
-        self._runner = _Process("the runner", ["-m", "deployments.serve"], self._log("runner.log"), env)
+        runner = home / "prefect" / "runner.log"
+        self._runner = _Process("the runner", ["-m", "deployments.serve"], runner, pid_file(home, "runner"), env)
+        self._announced = False
 
     def start_server(self, progress: Callable[[float], None], limit: float = 180) -> None:
         """Start the server and wait until it answers; `progress` is told the seconds that it took so far.
@@ -214,6 +224,7 @@ class Processes:
             progress(took)
             time.sleep(0.5)
         _address_file(self.settings).write_text(self.api)
+        self._announced = True
 
     def start_runner(self) -> None:
         """Start the process that registers the deployments and runs them."""
@@ -232,10 +243,8 @@ class Processes:
         """End the runner and its runs, then the server; each by its id, and by force where it does not listen."""
         self._runner.stop()
         self._server.stop()
-        _address_file(self.settings).unlink(missing_ok=True)
-
-    def _log(self, name: str) -> Path:
-        return self.settings.home.resolve() / "prefect" / name
+        if self._announced:  # else it may be that of another, which still runs
+            _address_file(self.settings).unlink(missing_ok=True)
 
 
 def _address_file(settings: Settings) -> Path:

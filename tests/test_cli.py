@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,7 +54,7 @@ def command(
     """Run a command in this process, in a folder of the test's own; a real process takes a second to start."""
     monkeypatch.setenv("AFTERLOG_HOME", str(home))
     monkeypatch.chdir(tmp_path)
-    before = signal.getsignal(signal.SIGTERM)
+    before = {kind: signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGHUP)}
 
     def run(*arguments: str, **settings: str) -> Done:
         for name, value in settings.items():
@@ -65,7 +67,8 @@ def command(
         return Done(ended.value.code, out, err.decode())
 
     yield run
-    signal.signal(signal.SIGTERM, before)
+    for kind, handler in before.items():
+        signal.signal(kind, handler)
 
 
 def tax(number: int, at: int = T0) -> bytes:
@@ -122,6 +125,9 @@ class TestUsage:
             (["process", "--follow-for", "nan"], ["--follow-for is no length of time; found nan, expected seconds, up to 1,000,000"]),
             (["process", "--follow-for=-1"], ["--follow-for is no length of time; found -1.0"]),
             (["process", "--follow-for", "inf"], ["--follow-for is no length of time; found inf"]),
+            (["deliveries", "list", "--limit", "9" * 23], ["--limit is no number of mails; found 999", "expected 1 to 1,000,000,000, or 0 for all"]),
+            (["deliveries", "list", "--limit", "-1"], ["--limit is no number of mails; found -1"]),
+            (["pause", "deliver", "--reason", " "], ["--reason is empty. Say why, or leave it out"]),
             (["deliver", "--no-prefect", "--limit", "0"], ["--limit is too small; found 0, expected at least 1"]),
             (["replay", "--no-prefect", "--from", "9" * 5000], ["neither an offset nor a time; found '9999"]),
             (["replay", "--no-prefect", "--to", "9" * 20], ["neither an offset nor a time; found '99999999999999999999'"]),
@@ -407,6 +413,21 @@ class TestWork:
         assert "1 x will be tried again: 127.0.0.1" in done.err
         assert json.loads(command("status", "--json").out)["mails"] == {"SUPPRESSED": 1, "WAITING": 1}
 
+    def test_a_second_pause_says_that_the_first_one_stands(self, command: Command) -> None:
+        since, end = re.findall(
+            "deliver is PAUSED since (.*): (.*)\n", command("pause", "deliver", "--reason", "one").err
+        )[0]
+        second = command("pause", "deliver", "--reason", "two")
+        assert second == (
+            0,
+            b"",
+            f"deliver is PAUSED already since {since}: one. Nothing has changed.{end.removeprefix('one.')}\n",
+        )
+
+    def test_the_version_is_that_of_the_package(self, command: Command) -> None:
+        assert command("--version") == (0, f"{importlib.metadata.version('afterlog')}\n".encode(), "")
+        assert command("--version").out != b"0.0.0\n"
+
     def test_contacts_are_imported_listed_and_forgotten(self, command: Command, tmp_path: Path) -> None:
         (tmp_path / "book.csv").write_text(
             "type,id,email,unsubscribed\nCUSTOMER,2,bob@example.com,yes\nCLIENT,1,ann@example.com,\n"
@@ -623,3 +644,105 @@ class TestRealProcesses:
             _, told = process.communicate(timeout=PATIENCE)
         words = b"interrupted: 0 lines are in; lines 1 to 2 may be, which the log's end tells\n"
         assert (process.returncode, told) == (130, words)
+
+
+class TestRefusals:
+    """What the system or Prefect's server refuses is one sentence; a bug keeps its traceback."""
+
+    @pytest.mark.parametrize(
+        ("command", "code", "told"),
+        [
+            ("read events > /dev/full", 1, "standard input or output: the system refuses: No space left on device"),
+            ("status --json > /dev/full", 1, "standard input or output: the system refuses: No space left on device"),
+            ("status >&-", 1, "standard input or output: the system refuses: Bad file descriptor"),
+            ("append events <&-", 2, "standard input is closed. Name a file, or give it lines"),
+        ],
+    )
+    def test_a_stream_that_is_full_or_closed(self, home: Path, command: str, code: int, told: str) -> None:
+        afterlog(home, "append", "events", stdin=tax(1))
+        done = shell(home, command)
+        assert (done.returncode, done.stdout, done.stderr.decode()) == (code, b"", f"afterlog: {told}\n")
+
+    def test_what_needs_no_stream_goes_on_without_and_no_log_is_taken_for_one(self, home: Path) -> None:
+        (home.parent / "lines").write_bytes(tax(1) + b"\n")
+        done = shell(home, f"append events {home.parent}/lines <&- >&- 2>&-")
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+        assert log_bytes(home, "events") == tax(1) + b"\n"
+        assert shell(home, "pause deliver 2>&-").stdout == b""
+
+    @pytest.mark.parametrize("kind", [PermissionError, NotADirectoryError, FileExistsError])
+    def test_a_file_that_the_system_refuses(
+        self, command: Command, monkeypatch: pytest.MonkeyPatch, kind: type[OSError]
+    ) -> None:
+        def refuse(*_: object) -> None:
+            raise kind(1, "No, thank you", "/some/where")
+
+        monkeypatch.setattr("deployments.cli_status.read_status", refuse)
+        assert command("status") == (1, b"", "afterlog: /some/where: the system refuses: No, thank you\n")
+
+    def test_a_bug_keeps_its_traceback(self, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("deployments.cli_status.read_status", lambda *_: {}["a bug"])
+        with pytest.raises(KeyError, match="a bug"):
+            main(["status"])
+
+    @pytest.mark.parametrize("arguments", ["process", "automations apply"])
+    @pytest.mark.parametrize(
+        ("url", "shown"), [("http://ann:hunter2@127.0.0.1:1/api", "http://***@127.0.0.1:1/api"), ("garbage", "garbage")]
+    )
+    def test_a_server_that_cannot_be_reached(self, home: Path, arguments: str, url: str, shown: str) -> None:
+        done = shell(home, arguments, PREFECT_API_URL=url)
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert done.stderr.decode().startswith(
+            f"afterlog: {shown}: no Prefect server can be reached there. Start `afterlog up`"
+        )
+        assert done.stderr.count(b"\n") == 1
+
+    @pytest.mark.parametrize(
+        ("answer", "told"),
+        [
+            (401, "refuses the password, or asks for one. Set PREFECT_API_AUTH_STRING"),
+            (404, "no Prefect server can be reached there"),
+            (200, "no Prefect server can be reached there"),
+        ],
+    )
+    @pytest.mark.parametrize("arguments", ["deliver", "automations apply"])
+    def test_a_server_that_is_none_or_wants_another_password(
+        self, home: Path, arguments: str, answer: int, told: str
+    ) -> None:
+        with answering(answer) as url:
+            done = shell(home, arguments, PREFECT_API_URL=url, PREFECT_API_AUTH_STRING="ann:hunter2")
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert told in done.stderr.decode()
+        assert done.stderr.count(b"\n") == 1
+        assert b"hunter2" not in done.stderr
+
+
+def shell(home: Path, command: str, **more: str) -> subprocess.CompletedProcess[bytes]:
+    """A command as a person types it, with what is done to its streams."""
+    return subprocess.run(
+        ["sh", "-c", f"exec {sys.executable} -m deployments.cli {command}"], env=environment(home, **more), cwd=ROOT,
+        capture_output=True, check=False, timeout=PATIENCE,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def answering(status: int) -> Iterator[str]:
+    """A web server that answers everything with `status` and a page; gives an address of Prefect's kind."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(status)
+            self.send_header("Content-Length", "6")
+            self.end_headers()
+            self.wfile.write(b"<html>")
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/api"
+        server.shutdown()

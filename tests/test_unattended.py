@@ -15,13 +15,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from deployments.server import free_port
 from storage.contacts import Entry, save_contacts
 from storage.door import append_events
 from storage.settings import load_settings
 from storage.store import Store
 from storage.times import now
 from tasks.process import positions
-from tests.conftest import log_bytes
+from tests.conftest import afterlog, log_bytes
 from tests.helpers import open_store
 from tests.operations import AUTH, ProcessList, Up, command_of, wait_for
 from tests.smtp_server import SmtpServer
@@ -63,6 +64,15 @@ def up(tmp_path_factory: pytest.TempPathFactory, mailbox: SmtpServer, watching: 
         yield started
     finally:
         started.stop()
+    assert started.process.returncode == 0  # to systemd, anything else would be a failure
+    assert (
+        sorted(
+            path.name
+            for path in (started.home / "prefect").iterdir()
+            if path.suffix == ".pid" or path.name == "api-url"
+        )
+        == []
+    )
     assert [
         pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if str(started.home) in command_of(pid)
     ] == []
@@ -101,6 +111,14 @@ def test_it_listens_on_this_machine_only(up: Up) -> None:
             if state == "0A" and int(address.split(":")[1], 16) == up.port:
                 listening.add(address.split(":")[0])
     assert listening == {"0100007F"}
+
+
+def test_another_on_the_same_home_and_a_port_of_its_own_leaves_it_alone(up: Up) -> None:
+    done = afterlog(up.home, "up", "--port", str(free_port()))
+    assert (done.returncode, f"found process {up.process.pid}" in done.stderr.decode()) == (1, True)
+    assert (up.home / "prefect" / "api-url").read_text() == up.api.url
+    pids = [int((up.home / "prefect" / f"{name}.pid").read_text()) for name in ("server", "runner")]
+    assert pids == [up.pid_of("server start"), up.pid_of("deployments.serve")]
 
 
 def test_passwords_are_asked_for_and_stand_in_no_process_list_log_artifact_or_other_file(
