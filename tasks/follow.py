@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from storage.clock import Clock, Snapshot, Tick
-from storage.commit import UNDECIDED, Pending, Position, Target, commit, let_differ, load_position, save_version, spill
+from storage.commit import UNDECIDED, Pending, Position, Target, commit, load_position, save_version, spill
 from storage.errors import AfterlogError, CorruptLogError, Stopped
 from storage.event import Batch
 from storage.reader import lost_log
@@ -16,7 +16,7 @@ from storage.times import now, show
 from tasks.processors.contract import Output
 from tasks.processors.told import told
 from tasks.run import COLLECTOR, Run
-from tasks.timeline import Place, Version, digest_of, going_on, lesser, make_processor, recorded_beyond
+from tasks.timeline import Place, Version, digest_of, going_on, is_last, lesser, make_processor, recorded_beyond
 
 _DUE_AT_ONCE = 2_000
 _DUE_IN_A_COMMIT = 20_000
@@ -243,26 +243,17 @@ class PartitionFollower:
         return Output(self.processor.reads, self.partition, self._earlier.line_here, self.derived_source)
 
     def _make_target(self) -> Target | None:
-        log = self.processor.writes
-        return None if log is None else self.run.target(log, self.partition)
+        return self.run.target(self.processor.writes, self.partition)
 
     def _find_versions(self) -> list[Version]:
         """What the clock has recorded beyond the checkpoint: the database is an older one, or new."""
-        position = self.position
-        # Undecided, today's hold, whatever is recorded. Of a derived log no ticks are taken: all of the clock would be read.
-        if position.version == UNDECIDED or (self.derived_source and not self._has_tail()):
-            return []
-        return recorded_beyond(self.clock, self.run.topology, position)
-
-    def _has_tail(self) -> bool:
-        return self.target is not None and self.run.has_tail(self.target.log, self.partition)
-
-    def _warn_readers(self) -> None:
-        """Where a tail may be replaced, so may be what was derived from that."""
-        run, database = self.run, self.run.store.database
-        for name in run.topology.downstream([self.processor.name])[1:] if run.is_live and self._has_tail() else []:
-            whose = name, run.generation(run.topology.writes(name)), run.topology.reads(name), self.partition
-            let_differ(database, load_position(database, *whose))
+        position, tail = self.position, self.run.has_tail(self.processor.writes, self.partition)
+        if position.version == UNDECIDED or (self.derived_source and not tail):
+            return []  # who follows a derived log takes no ticks, and would read all of the clock
+        versions = recorded_beyond(self.clock, self.run.topology, position)
+        if versions and not tail:  # there is nothing to come to: today's hold, and later ones never came to be
+            position.version = position.version if is_last(versions, position) else ""
+        return versions if tail else []
 
     def _turn(self) -> None:
         """Have the processor that goes on from here: today's, or, where the clock has recorded more, as it was then.
@@ -274,7 +265,7 @@ class PartitionFollower:
         made = self.run.topology.make(self.processor.name).version()
         today = Version(Place(0), **made, max_line=self.max_line and self.run.store.settings.max_line)
         version, digest = going_on(self.versions, self.position, today)
-        self.position.version = ""  # nothing has changed: this only tells the database what the clock knows already
+        self.position.version = ""  # nothing has changed: the database is told what the clock knows
         save_version(self.run.store.database, self.position, digest)
         self.versions = [] if version is today else self.versions
         self._take_up(version)
@@ -297,9 +288,9 @@ class PartitionFollower:
         known = position.version
         if known:  # a crash in between must not leave a record in the clock of what was never used
             save_version(self.run.store.database, position, UNDECIDED)
-            self._warn_readers()
-        place = {"at": now(), "tick_offset": position.tick_offset, "clock": position.clock}
-        place |= {"max_line": self.max_line} if self.max_line else {}
+            self.run.let_readers_differ(self.processor, self.partition)
+        limit = {"max_line": self.max_line} if self.max_line else {}
+        place = {"at": now(), "tick_offset": position.tick_offset, "clock": position.clock} | limit
         start = {self.reader.name: position.offset}
         self.clock.record_version(position.processor, self.generation, {**version, **place}, start)
         save_version(self.run.store.database, position, digest)

@@ -134,6 +134,12 @@ def recorded_beyond(clock: Clock, topology: Topology, position: Position) -> lis
     return found
 
 
+def is_last(versions: Sequence[Version], position: Position) -> bool:
+    """Whether the last one is in force, and the checkpoint knows it."""
+    last = versions[-1]
+    return last.place.is_reached(position) and position.version == digest_of(last.settings, last.code, last.max_line)
+
+
 def going_on(versions: Sequence[Version], position: Position, today: Version) -> tuple[Version, str]:
     """How to go on from `position`, and the digest of what the clock says made what is there already.
 

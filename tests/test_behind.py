@@ -25,7 +25,7 @@ from tasks.topology import build_topology
 from tasks.verify_derived import report, verify_derived
 from tests.conftest import log_bytes
 from tests.helpers import copy_raw_logs, derived, parsed, process
-from tests.test_promotion import replayed
+from tests.test_promotion import check_as_ever, replayed
 from tests.test_replay import MINUTE, START, line
 
 MakeStore = Callable[..., Store]
@@ -232,6 +232,28 @@ class TestRecordedSettings:
         (at,) = [p.offset for p in positions(shop.store()) if p.processor == "remind"]
         process(shop.home)
         assert shop.recorded("remind")[-1]["from"] == {"baskets/0": at}  # places in what was replaced are none any more
+        assert verified(shop.store())
+
+    def test_where_the_derived_logs_are_lost_too_todays_hold(self, shop: Shop) -> None:
+        self._there_and_back(shop)
+        shop.lose()
+        for log in ("baskets", "reminders"):
+            shutil.rmtree(shop.home / "logs" / log)
+        process(shop.home, timeout="45m")
+        assert verified(shop.store(timeout="45m"))
+        check_as_ever(shop.store(timeout="45m"), timeout="45m")
+
+    def test_where_nothing_was_derived_since_todays_hold_and_are_recorded_anew(self, shop: Shop) -> None:
+        append_lines(shop.store(), "events", [line(1, 0)])
+        process(shop.home)
+        shop.keep()
+        append_lines(shop.store(), "events", [line(1, 40)])  # too long a pause for half an hour only
+        process(shop.home, timeout="45m")
+        process(shop.home)
+        assert log_bytes(shop.home, "baskets") == b""
+        shop.put_back()
+        process(shop.home)
+        assert len(parsed(log_bytes(shop.home, "baskets"))) == 1
         assert verified(shop.store())
 
     def test_other_code_since_the_backup_may_give_others(self, shop: Shop) -> None:
