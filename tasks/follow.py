@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from storage.clock import Clock, Snapshot, Tick
-from storage.commit import UNDECIDED, Pending, Position, Target, commit, let_differ, load_position, save_version, spill
+from storage.commit import UNDECIDED, Pending, Position, Target, commit, load_position, save_version, spill
 from storage.errors import AfterlogError, CorruptLogError, Stopped
 from storage.event import Batch
 from storage.reader import lost_log
@@ -243,27 +243,17 @@ class PartitionFollower:
         return Output(self.processor.reads, self.partition, self._earlier.line_here, self.derived_source)
 
     def _make_target(self) -> Target | None:
-        log = self.processor.writes
-        return None if log is None else self.run.target(log, self.partition)
+        return self.run.target(self.processor.writes, self.partition)
 
     def _find_versions(self) -> list[Version]:
         """What the clock has recorded beyond the checkpoint: the database is an older one, or new."""
         position, tail = self.position, self.run.has_tail(self.processor.writes, self.partition)
-        # Of a derived log no ticks are taken: all of the clock would be read.
         if position.version == UNDECIDED or (self.derived_source and not tail):
-            return []
+            return []  # who follows a derived log takes no ticks, and would read all of the clock
         versions = recorded_beyond(self.clock, self.run.topology, position)
         if versions and not tail:  # there is nothing to come to: today's hold, and later ones never came to be
             position.version = position.version if is_last(versions, position) else ""
         return versions if tail else []
-
-    def _warn_readers(self) -> None:
-        """Where a tail may be replaced, so may be what was derived from that."""
-        run, database = self.run, self.run.store.database
-        tail = run.is_live and run.has_tail(self.processor.writes, self.partition)
-        for name in run.topology.downstream([self.processor.name])[1:] if tail else []:
-            whose = name, run.generation(run.topology.writes(name)), run.topology.reads(name), self.partition
-            let_differ(database, load_position(database, *whose))
 
     def _turn(self) -> None:
         """Have the processor that goes on from here: today's, or, where the clock has recorded more, as it was then.
@@ -298,7 +288,7 @@ class PartitionFollower:
         known = position.version
         if known:  # a crash in between must not leave a record in the clock of what was never used
             save_version(self.run.store.database, position, UNDECIDED)
-            self._warn_readers()
+            self.run.let_readers_differ(self.processor, self.partition)
         limit = {"max_line": self.max_line} if self.max_line else {}
         place = {"at": now(), "tick_offset": position.tick_offset, "clock": position.clock} | limit
         start = {self.reader.name: position.offset}

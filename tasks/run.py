@@ -6,9 +6,10 @@ import gc
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from storage.batches import BatchCache
-from storage.commit import Target
+from storage.commit import Target, let_differ, load_position
 from storage.derived import DerivedWriter
 from storage.errors import Stopped
 from storage.event import MAX_DERIVED_DEPTH
@@ -16,6 +17,7 @@ from storage.heap import share_heap
 from storage.locks import POLL, RunLock, is_held
 from storage.store import CLOCK, DELIVERIES, Store
 from storage.written_by import Author
+from tasks.processors.contract import Processor
 from tasks.pulse import Pulse
 from tasks.topology import DELIVER, Topology
 
@@ -77,8 +79,10 @@ class Run:
         """Which generation of a log this run reads and writes: the one that is live; of a processor without a log, the first."""
         return 1 if log is None else self.store.live_generation(log)
 
-    def target(self, log: str, partition: int) -> Target:
+    def target(self, log: str | None, partition: int) -> Target | None:
         """Where the writer of a derived log goes on."""
+        if log is None:
+            return None
         store, settings, generation = self.store, self.store.settings, self.generation(log)
         writer = DerivedWriter(
             store.directory(log, partition, generation),
@@ -96,6 +100,13 @@ class Run:
         generation = self.generation(log)
         with self.store.reader(log, partition, generation) as reader:
             return reader.end() > self.store.committed_end(log, partition, generation)
+
+    def let_readers_differ(self, writer: Processor[Any], partition: int) -> None:
+        """Where a tail of `writer` may be replaced, so may be what was derived from that."""
+        tail, database = self.is_live and self.has_tail(writer.writes, partition), self.store.database
+        for name in self.topology.downstream([writer.name])[1:] if tail else []:
+            whose = name, self.generation(self.topology.writes(name)), self.topology.reads(name), partition
+            let_differ(database, load_position(database, *whose))
 
     def lock(self, name: str) -> RunLock:
         """The lock of a processor, or of `deliver`, for this run."""
