@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -152,5 +153,12 @@ def _wait(until: Callable[[], bool], seconds: float) -> bool:
 def _ask(url: str, body: dict[str, Any] | None = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310  # our own server
-    with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310  # our own server
-        return json.load(response)
+    for tries in range(20, -1, -1):
+        try:
+            with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310  # our own server
+                return json.load(response)
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or not tries:  # its database is busy; Prefect's own client tries again too
+                raise
+        time.sleep(0.5)
+    return None
