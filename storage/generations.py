@@ -105,7 +105,9 @@ def discard(store: Store, generation: int) -> None:
     database = store.database
     with database.write() as connection:
         if connection.scalar(sa.select(_LIVE.c.log).where(_LIVE.c.generation == generation).limit(1)) is not None:
-            raise ConflictError(f"generation {generation} is live", do="Roll it back first: afterlog replays rollback")
+            raise ConflictError(
+                f"generation {generation} is live", do=f"Roll it back first: afterlog replays rollback {generation}"
+            )
         connection.execute(
             sa.update(_REPLAY).where(_REPLAY.c.generation == generation).values(state=DISCARDED, changed_at=now())
         )

@@ -69,7 +69,9 @@ def start(store: Store, topology: Topology, request: Request, holder: str) -> tu
             planned.notes = notes
             return planned, True
     if request.name.isdigit() or len(request.name) > 100:
-        raise UsageError("no name for a replay", found=repr(request.name[:120]), expected="a word that is no number")
+        raise UsageError(
+            "no name for a replay", found=repr(request.name[:120]), expected="at most 100 characters, not only digits"
+        )
     plan = make_plan(store, topology, request, holder)
     row = create_replay(store, request.name, write_plan(plan))
     return Planned(row, plan, notes), False
