@@ -20,7 +20,6 @@ from storage.door import append_lines
 from storage.errors import UsageError
 from storage.settings import load_settings
 from storage.store import Store
-from storage.times import now
 from tasks.local import side_by_side
 from tasks.process import FinalTick, process_to_end
 from tasks.processors import abandonment, normalise
@@ -968,22 +967,6 @@ class TestAProcessorOfOnesOwn:
     ) -> None:
         with pytest.raises(UsageError, match=f"setting AFTERLOG_PROCESSORS: {name}"):
             build_topology(load_settings(processors=[module(name, source)]))
-
-
-def test_the_end_of_a_log_that_lies_ahead_is_no_time_for_a_tick(fresh: Fresh) -> None:
-    """It could not be taken back: whatever came until then would be abandoned at once. What was read is processed all the same."""
-    store = fresh()
-    ahead = {"subject": {"id": 9}, "verb": "X", "object": {}, "context": {"at": now() + 3_600_000}}
-    store.writer("events", 0).append([add(0), json.dumps(ahead).encode()])  # past the door
-    failures = all_of(store)
-    assert len(failures) == len(build_topology(store.settings).on_raw_logs())
-    assert all(
-        "UsageError: log-end lies ahead, since a line's clock does; found 20" in each for each in failures.values()
-    )
-    assert log_bytes(store.home, "clock").count(b'"TICK"') == 0
-    assert {
-        row.read for row in read_status(store, build_topology(store.settings)).processors if row.log == "events"
-    } == {2}
 
 
 @needs_shared
