@@ -26,12 +26,15 @@ class _Stamp(msgspec.Struct, frozen=True, gc=False):
     inserted_at: int | float | str | UnsetType = UNSET
 
 
-class _Context(msgspec.Struct, frozen=True, gc=False):
-    at: Any = UNSET  # where it does not matter, whatever it is
-
-
 class _Stamped(msgspec.Struct, gc=False):
     event: _Stamp = _Stamp()
+
+
+class _Context(msgspec.Struct, frozen=True, gc=False):
+    at: int | float | str | UnsetType = UNSET
+
+
+class _Happened(msgspec.Struct, gc=False):
     context: _Context = _Context()
 
 
@@ -44,6 +47,7 @@ class _Subjected(msgspec.Struct):
 
 
 _decode_stamp = msgspec.json.Decoder(_Stamped).decode
+_decode_happened = msgspec.json.Decoder(_Happened).decode
 _decode_subject = msgspec.json.Decoder(_Subjected).decode
 _REFUSALS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 
@@ -192,7 +196,7 @@ def _ahead(lines: Sequence[bytes], latest: int) -> list[int]:
     if (bounds := alike(lines)) and int(max(bounds)) <= latest:
         return []
     try:
-        clocks = [clock for line in lines if (clock := _clock(line)) is not UNSET]
+        clocks: list[Any] = [clock for line in lines if (clock := _clock(line)) is not UNSET]
         if {*map(type, clocks)} <= {int} and (not clocks or SECONDS_BELOW <= min(clocks) <= max(clocks) <= latest):
             return []
     except _REFUSALS:
@@ -208,14 +212,13 @@ def is_ahead(line: bytes, latest: int) -> bool:
         return False  # the judge will say what is wrong with it
     if isinstance(value, float):
         return (value * 1000 if value < SECONDS_BELOW else value) > latest
-    millis = parse_time(value) if value.__class__ in (int, str) else None
+    millis = None if value is UNSET else parse_time(value)
     return millis is not None and millis > latest
 
 
-def _clock(line: bytes) -> Any:
-    stamped = _decode_stamp(line)
-    taken = stamped.event.inserted_at
-    return stamped.context.at if taken is UNSET else taken
+def _clock(line: bytes) -> int | float | str | UnsetType:
+    taken = _decode_stamp(line).event.inserted_at
+    return _decode_happened(line).context.at if taken is UNSET else taken
 
 
 def _partition(line: bytes, partitions: int) -> int:

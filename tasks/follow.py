@@ -218,11 +218,6 @@ class PartitionFollower:
         out = self._out
         with told(self.processor, f"{self.reader.name}, before a commit"):
             self.processor.flush(out)
-        if out.lines and self.target is None:
-            raise AfterlogError(
-                f"the processor {self.processor.name} gives events, and has no log for them", where=self.reader.name,
-                do="Name one in its class: `writes`",
-            )  # fmt: skip
         self.position.derived += len(out.lines)
         pending = Pending(out.lines, out.statements, self.states)
         cut = commit(self.run.store.database, self.reader, self.target, self.position, pending)
@@ -240,7 +235,8 @@ class PartitionFollower:
         return position.offset, position.tick_offset, position.clock, position.as_of
 
     def _new_output(self) -> Output:
-        return Output(self.processor.reads, self.partition, self._earlier.line_here, self.derived_source)
+        made = self.processor
+        return Output(made.reads, self.partition, self._earlier.line_here, self.derived_source, made.writes)
 
     def _make_target(self) -> Target | None:
         return self.run.target(self.processor.writes, self.partition)
@@ -250,7 +246,11 @@ class PartitionFollower:
         position, tail = self.position, self.run.has_tail(self.processor.writes, self.partition)
         if position.version == UNDECIDED or (self.derived_source and not tail):
             return []  # who follows a derived log takes no ticks, and would read all of the clock
-        versions = recorded_beyond(self.clock, self.run.topology, position)
+        try:
+            versions = recorded_beyond(self.clock, self.run.topology, position)
+        except AfterlogError as error:  # the archive is away, say: today's hold, and must give the bytes that are there
+            self.run.notes.append(f"{position.processor}: what was recorded of its settings cannot be read: {error}")
+            return []
         if versions and not tail:  # there is nothing to come to: today's hold, and later ones never came to be
             position.version = position.version if is_last(versions, position) else ""
         return versions if tail else []

@@ -15,8 +15,10 @@ from storage.commit import Position
 from storage.errors import AfterlogError, ConflictError, Stopped, UsageError
 from storage.generations import (
     DISCARDED,
+    LIVE,
     READY,
     RUNNING,
+    ReplayRow,
     create_replay,
     discard,
     find_replay,
@@ -111,19 +113,25 @@ def drop_replay(store: Store, which: int | str, holder: str) -> int:
 
     Raises:
         UsageError: there is none.
-        ConflictError: it is live, another one was made from it, or somebody is at work on it.
+        ConflictError: it is live, what is live goes back to it, or somebody is at work on it.
     """
     row = find_replay(store.database, which)
     with held(store, row.generation, holder):
         for other in list_replays(store.database):
-            if other.state != DISCARDED and row.generation in read_plan(other).plan.base.values():
+            if other.state == LIVE and row.generation in _goes_back_to(store, other):
                 raise ConflictError(
-                    f"generation {row.generation} is what another was made from, and may go back to",
+                    f"generation {row.generation} is what a rollback would go back to",
                     where=f"generation {other.generation} ({other.name}), {other.state}",
-                    do=f"Discard that one first: afterlog replays discard {other.generation}",
+                    do=f"Roll that one back, or promote another one, first: afterlog replays rollback {other.generation}",
                 )
         discard(store, row.generation)
     return row.generation
+
+
+def _goes_back_to(store: Store, row: ReplayRow) -> set[int]:
+    """Which generations would be live again after a rollback of a replay; none, where another was promoted since."""
+    plan = read_plan(row).plan
+    return {plan.base[log] for log in plan.logs if store.live_generation(log) == row.generation}
 
 
 @contextmanager

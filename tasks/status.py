@@ -118,8 +118,11 @@ class _Reading:
         generation = self._look.live_generation(log)
         reader = self._store.reader(log, partition, generation)
         try:
-            end = there = reader.end()
-            if log in self._derived and (end := self._look.committed_end(log, partition, generation)) > there:
+            # Asked for first: a log grows before it is committed.
+            end = self._look.committed_end(log, partition, generation) if log in self._derived else 0
+            there = reader.end()
+            end = end if log in self._derived else there
+            if end > there:
                 self._cut[f"{log}/{partition}"] = f"it ends at {there}, and up to {end} it was there"
             lag_ms = self._overdue(place)
             if min(end, there) > offset:

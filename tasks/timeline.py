@@ -123,7 +123,8 @@ def digest_of(settings: Mapping[str, Any], code: str, max_line: int) -> str:
 def recorded_beyond(clock: Clock, topology: Topology, position: Position) -> list[Version]:
     """Every version of whoever is at `position`, if the clock has any beyond it; as a rule there is none, and little is read."""
     whose = position.processor, position.generation, f"{position.log}/{position.partition}"
-    if not recorded(clock.versions(position.tick_offset), *whose):
+    beyond = recorded(clock.versions(position.tick_offset), *whose)
+    if not beyond or is_last(beyond, position):
         return []
     found = recorded(clock.versions(), *whose)
     try:

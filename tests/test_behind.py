@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 import storage.clock
+from storage import steps
 from storage.clock import Clock, Tick
 from storage.door import append_lines
-from storage.errors import Stopped
+from storage.errors import LostDataError, Stopped
 from storage.store import Store
 from tasks.follow import PartitionFollower
 from tasks.process import positions, process_to_end
@@ -310,3 +311,68 @@ class TestRecordedSettings:
         ends = [p.tick_offset for p in positions(shop.store()) if p.tick_offset]
         assert len(asked) == 3 * len(ends)
         assert min(asked) > max(ends) // 2
+
+
+class TestAfterAnOrdinaryCrash:
+    """No database is older than its logs; settings were changed between the crash and the next run."""
+
+    def _die(self, store: Store, name: str) -> None:
+        """Run a processor that dies between its bytes and its transaction."""
+
+        def die(step: str) -> None:
+            if step == "transaction-ready":
+                raise OSError("died")
+
+        steps.arm(die)
+        try:
+            with pytest.raises(OSError, match="died"):
+                to_end(store, name)
+        finally:
+            steps.arm(None)
+
+    def _recorded(self, store: Store, name: str) -> int:
+        with Clock(store, ["events"]) as clock:
+            return sum(version["processor"] == name for version in clock.versions())
+
+    def test_who_reads_the_log_and_has_no_tail_of_its_own_goes_on_as_if_nothing_was(
+        self, store: Store, make_store: MakeStore
+    ) -> None:
+        append_lines(store, "events", [line(1, 0)])
+        process(store.home, as_of=START + 60 * MINUTE)
+        at_work = PartitionFollower(Run(store, build_topology(store.settings), "a shift"), "remind", 0)
+        append_lines(store, "events", [line(2, 70), line(2, 130)])
+        self._die(store, "abandonment")
+        assert to_end(make_store(timeout="20m"), "abandonment").notes
+        assert at_work.advance(at_work.snapshot())
+        at_work.close()
+        assert (to_end(store, "remind").notes, self._recorded(store, "remind")) == ([], 1)
+
+    def test_what_is_recorded_is_not_read_where_the_checkpoint_knows_it(
+        self, store: Store, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        append_lines(store, "events", [line(1, 0)])
+        process(store.home, as_of=START + 60 * MINUTE)
+        other = make_store(timeout="20m")
+        PartitionFollower(Run(other, build_topology(other.settings), "it dies"), "abandonment", 0).close()
+        started: list[int] = []
+        versions = Clock.versions
+        monkeypatch.setattr(Clock, "versions", lambda clock, start=0: started.append(start) or versions(clock, start))
+        to_end(other, "abandonment")
+        assert started
+        assert 0 not in started
+
+    def test_where_it_cannot_be_read_today_s_hold_and_must_give_what_is_there(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        append_lines(store, "events", [line(1, 0)])
+        process(store.home, "abandonment", as_of=START + 60 * MINUTE)
+        self._die(store, "remind")
+        before = log_bytes(store.home, "reminders")
+
+        def away(clock: Clock, start: int = 0) -> list[dict[str, Any]]:
+            raise LostDataError("a segment is in the archive, which is away")
+
+        monkeypatch.setattr(Clock, "versions", away)
+        [note] = to_end(store, "remind").notes
+        assert note.startswith("remind: what was recorded of its settings cannot be read: a segment is in the archive")
+        assert log_bytes(store.home, "reminders") == before

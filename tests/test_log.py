@@ -383,6 +383,12 @@ class TestRefused:
         assert append_lines(store, "events", [*fine, line]).refused == [5]
         assert append_lines(store, "events", [line]).refused == [0]
 
+    @pytest.mark.parametrize("context", [b"null", b'"x"', b"[]", b"5", b'{"at": []}', b'{"at": true}'])
+    def test_what_is_stamped_ahead_is_refused_whatever_else_it_says(self, store: Store, context: bytes) -> None:
+        line = b'{"context": %b, "event": {"inserted_at": 4000000000}}' % context
+        assert append_lines(store, "events", [line]).refused == [0]
+        assert append_lines(store, "events", [raw(), line]).refused == [1]
+
     @pytest.mark.parametrize("place", range(3))
     def test_one_among_many_that_end_alike_is_found(self, store: Store, place: int) -> None:
         lines = [raw(inserted_at=now() - 5) for _ in range(3)]

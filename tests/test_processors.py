@@ -941,7 +941,7 @@ class TestAProcessorOfOnesOwn:
             ("raise KeyError('basket')", r"events:0:\d+: KeyError: 'basket'. Correct it, at .*/clumsy.py:6$"),
             ("assert 0", r"events:0:\d+: AssertionError: ?. Correct it, at .*/clumsy.py:6$"),
             ("sys.exit(0)", r"events/0, from 0 to \d+: SystemExit: 0. Correct it, at .*/clumsy.py:6$"),
-            ("out.write({})", r"events/0: the processor clumsy gives events, and has no log for them. Name one in its class: `writes`$"),
+            ("out.write({})", r"events:0:\d+: TypeError: it gives an event, and its class names no log for it: `writes`. Correct it, at .*/clumsy.py:6$"),
         ],
     )  # fmt: skip
     def test_what_it_raises_is_told_with_its_kind_the_event_and_the_line_and_stops_no_other(

@@ -281,21 +281,35 @@ def test_what_another_has_moved_meanwhile_is_seen_under_the_locks(
     assert find_replay(store.database, "longer").state == READY
 
 
-def test_what_another_goes_back_to_is_not_discarded(store: Store) -> None:
+def test_what_a_rollback_goes_back_to_is_not_discarded(store: Store) -> None:
     history(store)
     topology = build_topology(store.settings)
     first = replayed(store, settings={"timeout": "35m"}, name="first")
     promote(store, topology, "first", "test")
+    replayed(store, settings={"timeout": "40m"}, name="second")  # of which nobody has made anything
     replayed(store, **LONGER)
     promote(store, topology, "longer", "test")
-    with pytest.raises(ConflictError, match=r"3 \(longer\), LIVE: generation 2 is what another was made from"):
+    with pytest.raises(ConflictError, match=r"4 \(longer\), LIVE: generation 2 is what a rollback would go back to"):
         drop_replay(store, "first", "test")
     rollback(store, topology, "longer", "test")
     assert store.live_generation("baskets") == first
-    drop_replay(store, "longer", "test")
     rollback(store, topology, "first", "test")
     drop_replay(store, "first", "test")
-    assert not list((store.home / "logs").glob("*@*"))
+    assert not list((store.home / "logs").glob("*@2"))
+
+
+def test_what_is_far_back_may_be_discarded(store: Store) -> None:
+    history(store)
+    topology = build_topology(store.settings)
+    for minutes in (35, 40, 45):
+        replayed(store, settings={"timeout": f"{minutes}m"}, name=f"for {minutes}")
+        promote(store, topology, f"for {minutes}", "test")
+    drop_replay(store, "for 35", "test")
+    with pytest.raises(ConflictError, match="generation 3 is what a rollback would go back to"):
+        drop_replay(store, "for 40", "test")
+    rollback(store, topology, "for 45", "test")
+    with pytest.raises(UsageError, match="generation 2, to which this would go back, was discarded"):
+        rollback(store, topology, "for 40", "test")
 
 
 def test_nobody_goes_back_to_what_an_earlier_version_let_be_discarded(store: Store) -> None:

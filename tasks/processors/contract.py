@@ -64,6 +64,8 @@ class Output:
     """The bytes of an earlier line of the same partition, by its offset: the log is a processor's input, all of it."""
     from_derived: bool = False
     """Whether the log read is a derived one: only there is an `event.id` Afterlog's own."""
+    writes: str | None = ""
+    """The log that what is given goes to; a processor without one gives no event."""
     lines: list[bytes] = field(default_factory=list)
     statements: list[tuple[str, Iterable[Mapping[str, Any]]]] = field(default_factory=list)
     """SQL with named parameters, and its rows, which are gone over once."""
@@ -78,6 +80,8 @@ class Output:
 
     def write_line(self, line: bytes) -> None:
         """Give one derived event as its bytes, newline included: what `write` would make of it."""
+        if self.writes is None:
+            raise TypeError("it gives an event, and its class names no log for it: `writes`")
         self.lines.append(line)
         self.size += len(line)
 
