@@ -127,7 +127,7 @@ def _run(arguments: list[str] | None) -> int:
         return told.exit_code
     except KeyboardInterrupt:
         return 130
-    except Exception as error:
+    except Exception as error:  # what is no refusal of Prefect's keeps its traceback
         refused = from_prefect(error)
         if refused is None:
             raise

@@ -12,9 +12,9 @@ from storage.errors import UsageError
 from storage.remote import Remote
 from storage.settings import Settings, load_settings
 from storage.store import Store
-from tasks.mail import AddressError, parse_address
 from tasks.mail_url import parse_mail_url
 from tasks.topology import build_topology
+from tasks.transport import check_sender
 
 _LOOK_SECONDS = 0.2
 _CHECK_SECONDS = 1.0
@@ -85,12 +85,7 @@ def _check(settings: Settings) -> None:
     """
     build_topology(settings)
     parse_mail_url(settings.mail_url.reveal())
-    try:
-        parse_address(settings.mail_from)
-    except AddressError as error:
-        raise UsageError(
-            f"setting AFTERLOG_MAIL_FROM: {error}", do="Give an address, `Shop <shop@example.com>` say"
-        ) from error
+    check_sender(settings.mail_from)
     if settings.archive_url is not None:
         _check_archive(settings.archive_url.reveal())
 
@@ -101,9 +96,8 @@ def _check_archive(url: str) -> None:
     from fsspec import get_filesystem_class  # type: ignore[import-untyped]  # it brings no types; a folder needs none of it
 
     try:
-        for kind in url.partition("://")[0].split(
-            "::"
-        ):  # its kind is looked at only: the place may be away for a while
+        # Its kind is looked at only: the place may be away for a while.
+        for kind in url.partition("://")[0].split("::"):
             get_filesystem_class(kind)
     except (ImportError, ValueError) as error:
         raise UsageError(

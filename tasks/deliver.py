@@ -17,7 +17,7 @@ from typing import Any
 
 from storage.brake import read_brake
 from storage.decisions import carry_out
-from storage.errors import Stopped, UsageError
+from storage.errors import Stopped
 from storage.mails import FAILED, SENT, SUPPRESSED, UNKNOWN, WITHDRAWN, Mail, Result
 from storage.outbox import Outbox
 from storage.store import DELIVERIES
@@ -25,14 +25,14 @@ from storage.times import now
 from tasks.brake import BrakeCheck
 from tasks.guards import Guards, read_event
 from tasks.intake import Intake
-from tasks.mail import AddressError, MailError, compose, parse_address
+from tasks.mail import MailError, compose, parse_address
 from tasks.mail_url import parse_mail_url
 from tasks.process import IDLE_WAIT, UNCONFIRMED_WAIT
 from tasks.restored import Restores
 from tasks.run import Run
 from tasks.sending import NotSent, OutcomeUnknown, Transport
 from tasks.topology import DELIVER
-from tasks.transport import open_transport
+from tasks.transport import check_sender, open_transport
 
 Told = Callable[[str], None]
 _FIRST_DELAY, _LONGEST_DELAY = 5_000, 600_000
@@ -66,7 +66,7 @@ class Deliverer:
         self._rows_may_be_old = False
         self._intake = Intake(run, self.outbox, self._restores)
         self._transport: Transport = open_transport(parse_mail_url(self.settings.mail_url.reveal()), run.store.home)
-        self._check_sender()
+        check_sender(self.settings.mail_from)
         self.summary.states[UNKNOWN] += self.outbox.recover()
         self._closed = threading.Event()
         threading.Thread(target=self._interrupt_when_stopped, name="interrupt", daemon=True).start()
@@ -105,15 +105,6 @@ class Deliverer:
         intake.taken_in = intake.unknown = intake.failed = 0
         self._rows_may_be_old |= taken
         return taken
-
-    def _check_sender(self) -> None:
-        """A sender that is no address is a wrong setting, and must not cost a single mail."""
-        try:
-            parse_address(self.settings.mail_from)
-        except AddressError as error:
-            raise UsageError(
-                f"setting AFTERLOG_MAIL_FROM: {error}", do="Give an address, `Shop <shop@example.com>` say"
-            ) from error
 
     def _interrupt_when_stopped(self) -> None:
         """A mail server that does not answer must not keep a stopped run alive."""

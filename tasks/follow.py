@@ -16,7 +16,7 @@ from storage.times import now, show
 from tasks.processors.contract import Output
 from tasks.processors.told import told
 from tasks.run import COLLECTOR, Run
-from tasks.timeline import Place, Version, digest_of, going_on, is_last, lesser, make_processor, recorded_beyond
+from tasks.timeline import Place, Version, digest_of, going_on, lesser, make_processor, recorded_beyond
 
 _DUE_AT_ONCE = 2_000
 _DUE_IN_A_COMMIT = 20_000
@@ -251,8 +251,8 @@ class PartitionFollower:
         except AfterlogError as error:  # the archive is away, say: today's hold, and must give the bytes that are there
             self.run.notes.append(f"{position.processor}: what was recorded of its settings cannot be read: {error}")
             return []
-        if versions and not tail:  # there is nothing to come to: today's hold, and later ones never came to be
-            position.version = position.version if is_last(versions, position) else ""
+        if versions and not tail:  # there is nothing to come to: today's hold, and what is recorded never came to be
+            position.version = ""
         return versions if tail else []
 
     def _turn(self) -> None:

@@ -103,15 +103,15 @@ class Run:
 
     def let_readers_differ(self, writer: Processor[Any], partition: int) -> None:
         """Where a tail of `writer` may be replaced, so may be the tail that was derived from it, by whoever is at work no more."""
-        tail, database, topology = (
-            self.is_live and self.has_tail(writer.writes, partition),
-            self.store.database,
-            self.topology,
-        )
-        for name in topology.downstream([writer.name])[1:] if tail else []:
-            if self.has_tail(topology.writes(name), partition) and not self.is_held(name):
-                whose = name, self.generation(topology.writes(name)), topology.reads(name), partition
-                let_differ(database, load_position(database, *whose))
+        if not (self.is_live and self.has_tail(writer.writes, partition)):
+            return
+        for name in self.topology.downstream([writer.name])[1:]:
+            reads, writes = self.topology.reads(name), self.topology.writes(name)
+            if self.has_tail(writes, partition) and not self.is_held(name):
+                let_differ(
+                    self.store.database,
+                    load_position(self.store.database, name, self.generation(writes), reads, partition),
+                )
 
     def lock(self, name: str) -> RunLock:
         """The lock of a processor, or of `deliver`, for this run."""

@@ -118,10 +118,10 @@ class _Reading:
         generation = self._look.live_generation(log)
         reader = self._store.reader(log, partition, generation)
         try:
-            # Asked for first: a log grows before it is committed.
-            end = self._look.committed_end(log, partition, generation) if log in self._derived else 0
+            # Asked for first, since a log grows before that is committed.
+            committed = self._look.committed_end(log, partition, generation) if log in self._derived else None
             there = reader.end()
-            end = end if log in self._derived else there
+            end = there if committed is None else committed
             if end > there:
                 self._cut[f"{log}/{partition}"] = f"it ends at {there}, and up to {end} it was there"
             lag_ms = self._overdue(place)

@@ -13,7 +13,9 @@ import tempfile
 from email.message import EmailMessage
 from pathlib import Path
 
+from storage.errors import UsageError
 from storage.segment import fsync_directory
+from tasks.mail import AddressError, parse_address
 from tasks.mail_url import MailUrl, MailUrlError
 from tasks.sending import NotSent, OutcomeUnknown, Transport, letter_of
 from tasks.smtp import SmtpTransport
@@ -33,6 +35,20 @@ def open_transport(url: MailUrl, home: Path) -> Transport:
         found = f"{url.cafile}: {error.strerror or error}"
         raise MailUrlError("cafile of the mail URL", found, "a readable file of PEM certificates") from error
     return SmtpTransport(url, context)
+
+
+def check_sender(sender: str) -> None:
+    """Make sure that mails can come from `sender`: one that is no address is a wrong setting, and must not cost a single mail.
+
+    Raises:
+        UsageError: it is no address.
+    """
+    try:
+        parse_address(sender)
+    except AddressError as error:
+        raise UsageError(
+            f"setting AFTERLOG_MAIL_FROM: {error}", do="Give an address, `Shop <shop@example.com>` say"
+        ) from error
 
 
 class FileTransport(Transport):

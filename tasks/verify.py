@@ -14,7 +14,8 @@ from tasks.topology import build_topology
 
 def verify_all(store: Store, settings: Settings, heads: Sequence[str] = ()) -> tuple[list[Verified], list[str]]:
     """Verify every partition, and that the chains still have the `heads`; gives what was found, and every wrong place."""
-    derived = _made(settings) - {CLOCK}
+    made = build_topology(settings).derived_logs() | {DELIVERIES, CLOCK}
+    derived = made - {CLOCK}
     committed, needed = _database(store, settings)
     verifier = Verifier(store.archive)
     found = []
@@ -30,29 +31,24 @@ def verify_all(store: Store, settings: Settings, heads: Sequence[str] = ()) -> t
     problems = [problem for each in found for problem in each.problems]
     ends = {place: end for place, end in committed.items() if place[0] in derived}
     ends |= {place: end for place, end in needed.items() if place[0] not in derived}
-    return found, [*problems, *_gone(store, settings, ends), *missing_heads(heads, found)]
+    return found, [*problems, *_gone(store, settings, ends, made), *missing_heads(heads, found)]
 
 
 Places = dict[tuple[str, int, int], int]
 
 
-def _gone(store: Store, settings: Settings, ends: Places) -> list[str]:
-    """What is wrong with logs and a database that are not there at all."""
+def _gone(store: Store, settings: Settings, ends: Places, made: set[str]) -> list[str]:
+    """What is wrong with logs and a database that are not there at all; `made` are the logs that are never without a database."""
     found = []
     for (log, generation, partition), end in sorted(ends.items()):
         directory = store.directory(log, partition, generation)
         if end and not directory.is_dir():
             found.append(f"{directory.parent.name}/{partition}: the log is gone, and up to {end} it was there")
-    if not _has_database(settings) and any(store.directory(log, 0).parent.is_dir() for log in _made(settings)):
+    if not _has_database(settings) and any(store.directory(log, 0).parent.is_dir() for log in made):
         found.append(
             "the database is gone: how far the logs reached cannot be told. Restore it, or let `afterlog process` make it anew"
         )
     return found
-
-
-def _made(settings: Settings) -> set[str]:
-    """The logs that Afterlog writes itself, and never without a database."""
-    return build_topology(settings).derived_logs() | {DELIVERIES, CLOCK}
 
 
 def _database(store: Store, settings: Settings) -> tuple[Places, Places]:

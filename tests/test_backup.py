@@ -37,13 +37,12 @@ from storage.times import now
 from tasks.process import process_to_end
 from tasks.promote import promote
 from tasks.promote_mails import Staging
-from tasks.replay import run_replay, start
-from tasks.replay_plan import Request
 from tasks.topology import build_topology
 from tests.conftest import ROOT, log_bytes, settings_of, use_database
 from tests.smtp_server import DROP, Fault, SmtpServer, refusing_port
 from tests.test_commit import add, derived, process, processed, result, shop, tax
 from tests.test_deliver import ANN, deliver, parsed, run_of, submitted
+from tests.test_promotion import replayed
 
 BOTH_DATABASES = True
 MakeStore = Callable[..., Store]
@@ -442,8 +441,7 @@ class TestWhole:
         store = make_store()
         processed(store, tax(1))
         topology = build_topology(store.settings)
-        planned, _ = start(store, topology, Request(), "test")
-        run_replay(planned, store, topology, "test")
+        generation = replayed(store)
         command(cli_backup.backup, store.home, tmp_path / "backup")
         read_on, refused = Staging.read_on, []
 
@@ -454,9 +452,9 @@ class TestWhole:
             refused.append(str(error.value))
 
         monkeypatch.setattr(Staging, "read_on", meanwhile)
-        promote(store, topology, planned.generation, "test")
+        promote(store, topology, generation, "test")
         assert refused[0].startswith("replay-2 is at work")  # it holds no other lock yet
-        assert store.database.live_generation("reactions") == planned.generation
+        assert store.database.live_generation("reactions") == generation
 
     def test_logs_that_differ_are_refused_and_nothing_is_changed(
         self, make_store: MakeStore, command: Command, tmp_path: Path
@@ -569,9 +567,8 @@ class TestWhole:
         store = make_store()
         processed(store, tax(1))
         topology = build_topology(store.settings)
-        planned, _ = start(store, topology, Request(), "test")
-        run_replay(planned, store, topology, "test")
-        promote(store, topology, planned.generation, "test")
+        generation = replayed(store)
+        promote(store, topology, generation, "test")
         copy, backup = store.home, tmp_path / "backup"
         if folder:
             command(cli_backup.backup, store.home, backup)
@@ -584,7 +581,7 @@ class TestWhole:
         store = make_store("fresh" if folder else "home")
         command(cli_backup.restore, store.home, *([backup] if folder else []))
         again = make_store(store.home.name)
-        assert again.live_generation("quarantine") == again.database.live_generation("quarantine") == planned.generation
+        assert again.live_generation("quarantine") == again.database.live_generation("quarantine") == generation
         append_lines(again, "events", [b"bad"])
         assert process(again)[1] == {}
         assert again.committed_end("quarantine", 0) > 0

@@ -27,6 +27,7 @@ from storage.contacts import Entry, forget_contact, list_contacts, read_contacts
 from storage.door import append_events, append_lines
 from storage.errors import UsageError
 from storage.locks import RunLock
+from storage.mails import Mail
 from storage.outbox import Outbox
 from storage.restore import mark_restored
 from storage.settings_sources import Secret
@@ -534,12 +535,7 @@ class TestPermanentAndUnknown:
 
         with SmtpServer() as server:
             store = make_store(mail_url=server.url)
-            save_contacts(store.database, [ANN])
-            submitted(store, 1)
-            outbox = self._queued(store)
-            [mail] = outbox.waiting(now(), 1)
-            outbox.claim(mail)
-            assert deliver(store).states == {"UNKNOWN": 1}
+            mail = self._in_doubt(store)
             steps.arm(die)
             try:
                 with pytest.raises(OSError, match="died"):
@@ -565,12 +561,7 @@ class TestPermanentAndUnknown:
     ) -> None:
         with SmtpServer() as server:
             store = make_store(mail_url=server.url)
-            save_contacts(store.database, [ANN])
-            submitted(store, 1)
-            outbox = self._queued(store)
-            [mail] = outbox.waiting(now(), 1)
-            outbox.claim(mail)
-            assert deliver(store).states == {"UNKNOWN": 1}
+            mail = self._in_doubt(store)
             lose_rows(store)
             deliver_to_end(run_of(store))
             resolve(store, mail.event_id, sent=False, again=True)
@@ -579,6 +570,16 @@ class TestPermanentAndUnknown:
             process_to_end(run_of(store), "derive", None)
             assert deliver(store).states == {"SENT": 1}
         assert len(server.inbox) == 1
+
+    def _in_doubt(self, store: Store) -> Mail:
+        """A mail to Ann that is UNKNOWN: whoever claimed it died."""
+        save_contacts(store.database, [ANN])
+        submitted(store, 1)
+        outbox = self._queued(store)
+        [mail] = outbox.waiting(now(), 1)
+        outbox.claim(mail)
+        assert deliver(store).states == {"UNKNOWN": 1}
+        return mail
 
     def _queued(self, store: Store) -> Outbox:
         """Have the mail wait in the outbox: the server was not there at its first try."""
