@@ -142,9 +142,16 @@ def test_what_one_that_was_killed_has_left_at_work_is_named(tmp_path: Path, name
                 pass
         finally:
             left.kill()
-    pid_file(tmp_path, name).write_text(str(os.getpid()))  # the number is another's now
-    with alone(tmp_path):
-        pass
+    # The number is another's now: of something else on this HOME, or of the same on another one.
+    for command, home in ((idle[:3], tmp_path), (idle, tmp_path / "other")):
+        with subprocess.Popen(command, env=environment(home)) as another:
+            try:
+                pid_file(tmp_path, name).write_text(str(another.pid))
+                wait_for(lambda pid=another.pid: b"time.sleep" in Path(f"/proc/{pid}/cmdline").read_bytes())
+                with alone(tmp_path):
+                    pass
+            finally:
+                another.kill()
 
 
 @pytest.mark.parametrize(
