@@ -24,6 +24,7 @@ from storage.derived import whole_lines
 from storage.errors import AfterlogError, UsageError
 from storage.locks import locked
 from storage.manifest import MANIFEST, archived_end, note_archived, read_manifest, with_archived
+from storage.partition import record_partitions, recorded_partitions
 from storage.schema import HEAD
 from storage.segment import check_contiguous, fsync_directory, fsync_file, list_segments, make_directory, segment_path
 from storage.store import CLOCK, DELIVERIES, Store
@@ -134,6 +135,9 @@ def _copy_logs(store: Store, derived: set[str], folder: Path) -> dict[str, int]:
             reader.close()
             copy_segments(path / str(part), folder / "logs" / path.name / str(part), end)
             copied[f"{path.name}/{part}"] = end
+        count = recorded_partitions(path / "0")  # after the lines: it is written down before the first of them
+        if count is not None:
+            record_partitions(folder / "logs" / path.name / "0", count)
     return copied
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -79,7 +80,7 @@ def append_lines(store: Store, log: str, lines: Sequence[bytes]) -> Appended:
     result = Appended([None] * len(lines), _ahead(lines, latest))
     refused = set(result.refused)
     kept = [i for i in range(len(lines)) if i not in refused] if refused else range(len(lines))
-    groups = _by_partition(lines, kept, store.settings.partitions)
+    groups = _by_partition(lines, kept, _partitions(store, log, len(lines)) if kept else 1)
     destinations: list[tuple[str, int, Sequence[int]]] = [(REFUSED, 0, result.refused)] if refused else []
     destinations += [(log, partition, indexes) for partition, indexes in groups.items()]
     done: list[tuple[Sequence[int], list[int]]] = []
@@ -105,10 +106,18 @@ def _appended(
     try:
         return store.writer(log, partition).append(lines, count)
     except OSError as error:  # before there was anything to write to
-        where = str(store.directory(log, partition))
-        raise AppendError(
-            f"cannot write: {error.strerror}", where=where, offsets=[], missing=list(range(count))
-        ) from error
+        raise _unwritten(error, store.directory(log, partition), count) from error
+
+
+def _partitions(store: Store, log: str, count: int) -> int:
+    try:
+        return store.begin(log)
+    except OSError as error:
+        raise _unwritten(error, store.directory(log, 0), count) from error
+
+
+def _unwritten(error: OSError, where: Path, count: int) -> AppendError:
+    return AppendError(f"cannot write: {error.strerror}", where=str(where), offsets=[], missing=list(range(count)))
 
 
 def _of_all(
@@ -139,13 +148,13 @@ def append_events(
             and the indexes of those that are missing, which alone are to be appended again.
         AfterlogError: it failed after all of them were in.
     """
-    groups: dict[int, list[int]] = {}
+    lines: list[bytes] = []
     for index, event in enumerate(events):
-        line = _dump(event, now(), inserted_by, index)
-        _check(line, index, store.settings.max_line)
-        groups.setdefault(_partition(line, store.settings.partitions), []).append(index)
+        lines.append(_dump(event, now(), inserted_by, index))
+        _check(lines[-1], index, store.settings.max_line)
+    groups = _by_partition(lines, range(len(lines)), _partitions(store, log, len(lines)) if lines else 1)
     positions: list[tuple[int, int]] = [(0, 0)] * len(events)
-    done: list[tuple[list[int], list[int]]] = []
+    done: list[tuple[Sequence[int], list[int]]] = []
     for partition, indexes in groups.items():
         chosen = [(i, events[i]) for i in indexes]
         try:

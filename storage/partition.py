@@ -1,7 +1,21 @@
-"""Which partition a subject's events go to: Kafka's default, so that a copy to Kafka keeps its partitions."""
+"""Which partition a subject's events go to: Kafka's default, so that a copy to Kafka keeps its partitions.
+
+How many a raw log has is written down in the folder of its first one, in the file `partitions`, before its first line. It keeps
+them for good: with another number a subject's events would go elsewhere from then on, where nobody knows what it did before.
+"""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+from storage.errors import CorruptLogError
+from storage.locks import locked
+from storage.segment import fsync_directory, make_directory
+
+PARTITIONS = "partitions"
+MOST = 1024
+_LONGEST = 16
 _MASK = 0xFFFFFFFF
 
 
@@ -24,3 +38,46 @@ def partition_of(key: str, partitions: int) -> int:
     if partitions == 1:
         return 0
     return (murmur2(key.encode("utf-8", "surrogatepass")) & 0x7FFFFFFF) % partitions
+
+
+def recorded_partitions(first: Path) -> int | None:
+    """How many partitions a log was begun with, by the folder of its first; None where that is not written down.
+
+    Raises:
+        CorruptLogError: what is written there is no number of partitions.
+    """
+    try:
+        return _parse(first, (first / PARTITIONS).read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def record_partitions(first: Path, count: int) -> int:
+    """Write down durably that a log has `count` partitions, unless it has a number already; gives the one that holds.
+
+    Raises:
+        CorruptLogError: what is written there is no number of partitions.
+        OSError: it cannot be written or made durable.
+    """
+    make_directory(first)
+    with locked(first / PARTITIONS) as handle:
+        known = _parse(first, os.pread(handle, _LONGEST, 0))
+        if known is None:
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, b"%d\n" % count, 0)
+        os.fsync(handle)  # also what another has written and may have died before it was durable
+    fsync_directory(first)
+    return known or count
+
+
+def _parse(first: Path, text: bytes) -> int | None:
+    """A torn line, as a crash leaves it, is not there yet: nothing was appended before all of it was durable."""
+    if len(text) < _LONGEST and not text.endswith(b"\n"):
+        return None
+    number = text.removesuffix(b"\n")
+    if len(text) < _LONGEST and number.isdigit() and 1 <= int(number) <= MOST:
+        return int(number)
+    raise CorruptLogError(
+        "the number of partitions is none", where=str(first / PARTITIONS), found=repr(text[:_LONGEST]), expected=f"1 to {MOST}",
+        do="Restore the file from a backup, or write the number of partitions into it that the log was begun with",
+    )  # fmt: skip

@@ -23,6 +23,7 @@ from storage.errors import AfterlogError
 from storage.locks import locked
 from storage.mails import CLAIMED, FAILED, MAY_HAVE_BEEN_SENT, SENT, SUPPRESSED, UNKNOWN, WAITING
 from storage.manifest import ARCHIVED, MANIFEST, archived_end, note_archived, with_archived
+from storage.partition import PARTITIONS, record_partitions, recorded_partitions
 from storage.segment import check_contiguous, file_end, fsync_directory, list_segments, make_directory
 from storage.store import Store
 from storage.tables import Delivery
@@ -67,6 +68,7 @@ def restore_logs(store: Store, folder: Path) -> list[str]:
         target = store.home / source.relative_to(folder)
         if _is_lacking(source, target):
             wanted.setdefault(f"{source.parent.parent.name}/{source.parent.name}", []).append((source, target))
+    _put_back_counts(store, folder)
     for pairs in wanted.values():
         make_directory(pairs[0][1].parent)
         with locked(pairs[0][1].parent / LOCK):
@@ -164,6 +166,27 @@ def _ends(store: Store, derived: set[str]) -> dict[str, int]:
         if log not in derived
         for part in store.partitions(log, 1)
     }
+
+
+def _put_back_counts(store: Store, folder: Path) -> None:
+    """Have each log keep the number of partitions that it was begun with.
+
+    Raises:
+        AfterlogError: a log in HOME was begun with another. Nothing was changed.
+    """
+    found = sorted(path.parent for path in (folder / "logs").glob(f"*/0/{PARTITIONS}"))
+    counts = {store.home / path.relative_to(folder): recorded_partitions(path) for path in found}
+    for first, count in counts.items():
+        there = recorded_partitions(first)
+        if there and count and there != count:
+            raise AfterlogError(
+                "the log in HOME is another one than the backup's: it has another number of partitions",
+                where=str(first / PARTITIONS), found=there, expected=count,
+                do="Restore into a new HOME, or move this log away if it is damaged; it was not changed",
+            )  # fmt: skip
+    for first, count in counts.items():
+        if count:
+            record_partitions(first, count)
 
 
 def _is_lacking(source: Path, target: Path) -> bool:

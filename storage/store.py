@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from storage.append import PartitionWriter
 from storage.errors import UsageError
+from storage.partition import record_partitions, recorded_partitions
 from storage.reader import PartitionReader
 from storage.segment import make_directory
 from storage.settings import Settings
@@ -48,6 +49,7 @@ class Store:
         self.home = settings.home.resolve()
         self._logs, self._locks = f"{self.home}/logs", self.home / "locks"
         self._directories: dict[tuple[str, int, int], Path] = {}
+        self._counts: dict[str, int] = {}
         self._writers: dict[tuple[str, int], PartitionWriter] = {}
         self._lock = threading.Lock()
         try:
@@ -93,12 +95,35 @@ class Store:
         return known
 
     def partitions(self, log: str, generation: int | None = None) -> list[int]:
-        """The partitions that a log has, by its folders and by the setting: one that is empty yet may have its first line at any moment."""
+        """The partitions that a log has, by its folders and by what it was begun with, or else will be.
+
+        One that is empty yet may have its first line at any moment.
+        """
+        count = self._counts.get(log) or recorded_partitions(self.directory(log, 0, 1)) or self.settings.partitions
+        return sorted({*self._made(log, generation), *range(count)})
+
+    def begin(self, log: str) -> int:
+        """How many partitions a raw log has; before its first line it is decided for good, by the setting.
+
+        Raises:
+            CorruptLogError: the log's file `partitions` is damaged.
+            OSError: it cannot be written or made durable.
+        """
+        found = self._counts.get(log)
+        if found is None:
+            # A log that was begun by hand, or by an Afterlog that did not write it down, has those at least that are there.
+            least = max(self._made(log, 1), default=0) + 1
+            found = self._counts[log] = record_partitions(
+                self.directory(log, 0, 1), max(least, self.settings.partitions)
+            )
+        return found
+
+    def _made(self, log: str, generation: int | None) -> list[int]:
         try:
             names = os.listdir(str(self.directory(log, 0, generation))[: -len("/0")])
         except (FileNotFoundError, NotADirectoryError):
-            names = []
-        return sorted({int(name) for name in names if name.isdigit()} | set(range(self.settings.partitions)))
+            return []
+        return [int(name) for name in names if name.isdigit()]
 
     def logs(self) -> list[str]:
         """The names of the logs that were ever written."""

@@ -470,6 +470,24 @@ class TestWhole:
         assert {path: path.read_bytes() for path in (two.home / "logs").rglob("*.jsonl")} == before
         assert process(make_store("two"))[1] == {}
 
+    def test_a_log_keeps_the_number_of_its_partitions(
+        self, make_store: MakeStore, command: Command, tmp_path: Path
+    ) -> None:
+        one = make_store("one", partitions=4)
+        append_lines(one, "events", [tax(1)])
+        command(cli_backup.backup, one.home, tmp_path / "backup")
+        two = make_store("two")
+        close(two)
+        command(cli_backup.restore, two.home, tmp_path / "backup")
+        assert make_store("two").partitions("events") == [0, 1, 2, 3]
+        other = make_store("other", partitions=2)
+        close(other)
+        other.begin("events")
+        with pytest.raises(AfterlogError, match="it has another number of partitions; found 2, expected 4"):
+            command(cli_backup.restore, other.home, tmp_path / "backup")
+        assert not [*(other.home / "logs").rglob("*.jsonl")]
+        assert make_store("other").begin("events") == 2
+
     def test_it_can_be_put_back_again_after_what_a_power_loss_had_left_was_cut(
         self, make_store: MakeStore, command: Command, tmp_path: Path
     ) -> None:

@@ -444,6 +444,79 @@ class TestPartitions:
         positions = append_events(store, "events", [event(ident) for ident in (15, "15", "a", 2**63)])
         assert [part for part, _ in positions] == [partition_of(key, 5) for key in ("15", "15", "a", str(2**63))]
 
+    def test_a_log_keeps_the_number_of_partitions_that_it_was_begun_with(self, make_store: MakeStore) -> None:
+        """Else one shell with another setting would send a customer's events where nobody knows what was there before."""
+        ids = list(range(20))
+        append_lines(make_store(partitions=3), "events", [raw(ident) for ident in ids])
+        for other in (1, 8):
+            store = make_store(partitions=other)
+            assert append_lines(store, "events", []).positions == []
+            lines = append_lines(store, "events", [raw(ident) for ident in ids]).positions
+            stamped = append_events(store, "events", [event(ident) for ident in ids])
+            expected = [partition_of(str(ident), 3) for ident in ids]
+            assert [position[0] for position in lines if position is not None] == expected
+            assert [position[0] for position in stamped] == expected
+            assert store.partitions("events") == [0, 1, 2]
+            append_lines(store, "others", [raw()])
+            assert store.partitions("others") == list(range(other))
+            (store.home / "logs" / "others" / "0" / "partitions").unlink()
+        assert (store.home / "logs" / "events" / "0" / "partitions").read_bytes() == b"3\n"
+
+    def test_a_log_that_was_begun_by_hand_has_the_partitions_that_are_there_or_were_set(
+        self, make_store: MakeStore
+    ) -> None:
+        for least, setting, count in ((4, 1, 5), (0, 3, 3), (0, 1, 1)):
+            store = make_store(partitions=setting)
+            log = f"by-hand-{count}"
+            (store.home / "logs" / log / str(least)).mkdir(parents=True)
+            assert store.partitions(log) == sorted({least, *range(setting)})
+            append_lines(store, log, [raw()])
+            assert store.partitions(log) == list(range(count))
+
+    def test_a_number_of_partitions_that_was_torn_is_written_anew(self, make_store: MakeStore) -> None:
+        store = make_store(partitions=16)
+        (store.home / "logs" / "events" / "0").mkdir(parents=True)
+        for torn in (b"", b"1", b"\0\0", b"999999"):
+            (store.home / "logs" / "events" / "0" / "partitions").write_bytes(torn)
+            assert make_store(partitions=16).partitions("events") == list(range(16))
+            assert make_store(partitions=16).begin("events") == 16
+            assert (store.home / "logs" / "events" / "0" / "partitions").read_bytes() == b"16\n"
+
+    @pytest.mark.parametrize(
+        "damaged", [b"0\n", b"1025\n", b"two\n", b"-1\n", b"1\n2\n", b"\xb2\n", b"9" * 5000 + b"\n"]
+    )
+    def test_a_number_of_partitions_that_is_none_is_told_and_nothing_is_appended(
+        self, make_store: MakeStore, damaged: bytes
+    ) -> None:
+        store = make_store()
+        append_lines(store, "events", [raw()])
+        (store.home / "logs" / "events" / "0" / "partitions").write_bytes(damaged)
+        store = make_store()
+        with pytest.raises(CorruptLogError, match="events/0/partitions: the number of partitions is none; found "):
+            append_lines(store, "events", [raw()])
+        with pytest.raises(CorruptLogError, match=r"expected 1 to 1024\. Restore the file"):
+            store.partitions("events")
+        assert log_bytes(store.home, "events").count(b"\n") == 1
+
+    def test_where_the_number_of_partitions_cannot_be_written_all_lines_are_missing(
+        self, make_store: MakeStore
+    ) -> None:
+        store = make_store()
+        (store.home / "logs" / "events").write_bytes(b"")  # no folder
+        with pytest.raises(AppendError, match="cannot write: ") as raised:
+            append_lines(store, "events", [raw(), raw()])
+        assert (raised.value.offsets, raised.value.missing) == ([], [0, 1])
+        with pytest.raises(AppendError, match="cannot write: ") as raised:
+            append_events(store, "events", [event()])
+        assert (raised.value.offsets, raised.value.missing) == ([], [0])
+
+    def test_two_that_begin_a_log_at_once_agree(self, make_store: MakeStore) -> None:
+        stores = [make_store(partitions=count) for count in (2, 5, 7, 9)]
+        for turn in range(20):
+            found: list[int] = []
+            in_threads(lambda at, log=f"log-{turn}", found=found: found.append(stores[int(at)].begin(log)), "0123")  # type: ignore[misc]  # a default binds this turn's
+            assert len(set(found)) == 1
+
     @pytest.mark.parametrize(
         "name",
         ["..", "../up", "a/b", "", ".hidden", "Events", "x" * 65, "a..b", "é", "clock@2", "events\n", "/tmp", "a\x00"],  # noqa: S108  # a name, no path

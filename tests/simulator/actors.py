@@ -118,6 +118,11 @@ class Actors:
         there = self.world.disk.log(log, partition, durable=False)
         line = there[offset:].partition(b"\n")[0]
         self.confirmed.append((log, partition, offset, line))
+        if log == "events":
+            self.world.begun = True
+            theirs = _partition(line, self.world.settings.partitions)
+            if partition != theirs:
+                raise BrokenPromiseError(f"{line!r} lies in partition {partition}, others of its subject in {theirs}")
         return line
 
     def by_hand(self) -> None:

@@ -6,6 +6,7 @@ import fcntl
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -15,6 +16,7 @@ import storage.append
 import storage.commit
 import storage.derived
 import storage.segment
+import storage.store
 import tasks.follow
 from storage.append import PartitionWriter
 from storage.clock import Clock
@@ -23,6 +25,7 @@ from storage.derived import DerivedWriter
 from storage.locks import RunLock
 from storage.outbox import Outbox
 from storage.reader import PartitionReader
+from storage.store import Store
 from storage.tables import Checkpoint
 
 Plant = AbstractContextManager[Any]
@@ -113,6 +116,16 @@ def _no_directory_fsync() -> Plant:
     return mock.patch.multiple(storage.segment, fsync_directory=_nothing)
 
 
+def _unsynced_partitions() -> Plant:
+    real = storage.store.record_partitions
+
+    def record(log: Path, count: int) -> int:
+        with mock.patch.object(os, "fsync", _nothing):
+            return real(log, count)
+
+    return mock.patch.object(storage.store, "record_partitions", record)
+
+
 PLANTS: dict[str, Callable[[], Plant]] = {
     "commit before the derived log is durable": _unsynced_derived,
     "commit before the source is durable": lambda: mock.patch.object(PartitionReader, "sync", _nothing),
@@ -132,5 +145,9 @@ PLANTS: dict[str, Callable[[], Plant]] = {
         storage.segment, "_fsync_name", _nothing
     ),
     "count a line twice": _count_lines_twice,
+    "begin a log with a shell's own number of partitions": lambda: mock.patch.object(
+        Store, "begin", lambda store, _log: store.settings.partitions
+    ),
+    "append before the number of partitions is durable": _unsynced_partitions,
 }
 """By what is wrong: the planted bugs of issue C first, then those that the simulator found in the real code."""

@@ -90,6 +90,8 @@ class World:
         self.runs: list[Run] = []
         self._directories: dict[tuple[str, int, int], Path] = {}
         self.doubled = False
+        self.begun = False
+        """Whether a line was confirmed, and so the log's partitions are decided."""
 
     @property
     def wall(self) -> int:
@@ -97,8 +99,11 @@ class World:
         return self.seam.wall
 
     def store(self) -> Store:
-        """A process's own view of HOME; the database is one for all."""
-        store = Store(self.settings)
+        """A process's own view of HOME; the database is one for all. Some shell has another PARTITIONS, once the log was begun."""
+        settings = self.settings
+        if self.begun and self.random.random() < 0.2:
+            settings = msgspec.structs.replace(settings, partitions=3)
+        store = Store(settings)
         store.__dict__["database"] = self.database
         store._directories = self._directories  # what a path is called is no process's own, and takes long to say anew
         return store
