@@ -71,8 +71,8 @@ def record_partitions(first: Path, count: int) -> int:
 
 
 def _parse(first: Path, text: bytes) -> int | None:
-    """A torn line, as a crash leaves it, is not there yet: nothing was appended before all of it was durable."""
-    if len(text) < _LONGEST and not text.endswith(b"\n"):
+    """What a crash leaves, a torn line or NULs, is not there yet: nothing was appended before all of it was durable."""
+    if len(text) < _LONGEST and (b"\0" in text or not text.endswith(b"\n")):
         return None
     number = text.removesuffix(b"\n")
     if len(text) < _LONGEST and number.isdigit() and 1 <= int(number) <= MOST:

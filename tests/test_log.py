@@ -476,7 +476,7 @@ class TestPartitions:
     def test_a_number_of_partitions_that_was_torn_is_written_anew(self, make_store: MakeStore) -> None:
         store = make_store(partitions=16)
         (store.home / "logs" / "events" / "0").mkdir(parents=True)
-        for torn in (b"", b"1", b"\0\0", b"999999"):
+        for torn in (b"", b"1", b"\0\0", b"\0\n", b"999999"):
             (store.home / "logs" / "events" / "0" / "partitions").write_bytes(torn)
             assert make_store(partitions=16).partitions("events") == list(range(16))
             assert make_store(partitions=16).begin("events") == 16
