@@ -109,7 +109,7 @@ class Deliverer:
     def _interrupt_when_stopped(self) -> None:
         """A mail server that does not answer must not keep a stopped run alive."""
         self.run.stop.wait()
-        if not self._closed.wait(_GRACE):
+        while not self._closed.wait(_GRACE):  # once more, where it came between two calls that wait
             self._transport.interrupt()
 
     def _carry_out(self) -> bool:

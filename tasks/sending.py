@@ -39,7 +39,7 @@ class Transport(Protocol):
         """End the connection, if any. Raises nothing, and waits two seconds for an answer at most."""
 
     def interrupt(self) -> None:
-        """From another thread: end a `send` that waits for the other side, as a lost connection would. Raises nothing."""
+        """From another thread: end a `send` that waits for the other side; none connects any more after that. Raises nothing."""
 
     def __enter__(self) -> Self:
         return self

@@ -7,6 +7,8 @@ import re
 import smtplib
 import socket
 import ssl
+import threading
+import time
 from collections.abc import Collection
 from email.message import EmailMessage
 
@@ -14,6 +16,8 @@ from tasks.mail_url import MailUrl
 from tasks.sending import Letter, NotSent, OutcomeUnknown, Transport, letter_of
 
 _AUTHENTICATION = {530, 534, 535, 538}  # refusals of the session: another login cures them for every message
+_LONGEST_REPLY = 64 << 10  # bytes; real ones have some hundred
+_GOODBYE = 2.0  # seconds
 
 
 class SmtpTransport(Transport):
@@ -22,7 +26,8 @@ class SmtpTransport(Transport):
     def __init__(self, url: MailUrl, context: ssl.SSLContext) -> None:
         self._url, self._context = url, context
         self._where = f"{url.host}:{url.port}"
-        self._client: smtplib.SMTP | None = None
+        self._client: _Line | None = None
+        self._interrupted = threading.Event()
 
     def send(self, message: EmailMessage) -> None:
         letter = letter_of(message)
@@ -39,17 +44,18 @@ class SmtpTransport(Transport):
         client, self._client = self._client, None
         if client is not None:
             with contextlib.suppress(OSError):
+                client.timeout = _GOODBYE
                 if client.sock is not None:
-                    client.sock.settimeout(2)
+                    client.sock.settimeout(_GOODBYE)
                 client.quit()
             client.close()
 
     def interrupt(self) -> None:
+        self._interrupted.set()
         client = self._client
-        sock = client.sock if client is not None else None
-        if sock is not None:
+        if client is not None and client.wire is not None:
             with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+                client.wire.shutdown(socket.SHUT_RDWR)
 
     def _reach_data(self, letter: Letter, retry: bool = True) -> smtplib.SMTP:
         """Return a line on which the server waits for the message; until there it has accepted nothing."""
@@ -58,11 +64,17 @@ class SmtpTransport(Transport):
             self._announce(client, letter)
         except (OSError, ValueError) as error:  # ValueError: smtplib on a garbled challenge at the login
             self._drop()
-            lost = isinstance(error, smtplib.SMTPServerDisconnected) and not _timed_out(error)
+            if self._interrupted.is_set():
+                raise self._stopped() from error
+            at_work = isinstance(error.__context__, TimeoutError | _EndlessReply)
+            lost = isinstance(error, smtplib.SMTPServerDisconnected) and not at_work
             if retry and lost:
                 return self._reach_data(letter, retry=False)
             raise NotSent(f"{self._where}: {_why(error, self._url.timeout)}", permanent=False) from error
         return client
+
+    def _stopped(self) -> NotSent:
+        return NotSent(f"{self._where}: interrupted before the message, since the run ends", permanent=False)
 
     def _connected(self) -> smtplib.SMTP:
         client = self._client
@@ -76,12 +88,14 @@ class SmtpTransport(Transport):
     def _connect(self) -> smtplib.SMTP:
         url = self._url
         client = (
-            smtplib.SMTP_SSL(timeout=url.timeout, context=self._context)
+            _TlsLine(timeout=url.timeout, context=self._context)
             if url.scheme == "smtps"
-            else smtplib.SMTP(timeout=url.timeout)
+            else _Line(timeout=url.timeout)
         )
         client._host = url.host  # type: ignore[attr-defined]  # what TLS verifies; smtplib sets it only in its constructor
         self._client = client  # before it connects, so that an interrupt finds it
+        if self._interrupted.is_set():
+            raise self._stopped()
         try:
             self._greeted(client.connect(url.host, url.port))
             client.ehlo_or_helo_if_needed()
@@ -149,6 +163,85 @@ class SmtpTransport(Transport):
                 client.close()
 
 
+class _Line(smtplib.SMTP):
+    """A line to a server, of which no reply takes longer than the time-out, and which another thread can end at any moment."""
+
+    wire: socket.socket | None = None
+    """The connection under whatever is spoken on it, as soon as there is an attempt at one."""
+
+    def getreply(self) -> tuple[int, bytes]:
+        if self.sock is not None:
+            if not isinstance(self.file, _Replies):
+                self.file = _Replies(self.sock)
+            self.file.begin(self.timeout)
+        reply = super().getreply()
+        if self.sock is not None:
+            self.sock.settimeout(self.timeout)
+        return reply
+
+    def close(self) -> None:
+        super().close()
+        if self.wire is not None:
+            self.wire.close()
+
+    def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
+        failed = OSError("a name without an address")
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            made = socket.socket(family, kind, protocol)
+            if self.wire is not None:
+                self.wire.close()
+            self.wire = made.dup()  # TLS takes the other one away
+            made.settimeout(timeout)
+            try:
+                made.connect(address)
+            except OSError as error:
+                made.close()
+                failed = error
+            else:
+                return made
+        raise failed
+
+
+class _TlsLine(smtplib.SMTP_SSL, _Line):
+    """The same, speaking TLS from the start."""
+
+
+class _EndlessReply(OSError):
+    """A reply that goes on and on."""
+
+
+class _Replies:
+    """Where smtplib reads replies. A socket's own time-out begins anew with each byte, so a slow server could hold us for ever."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock, self._rest = sock, b""
+        self._until, self._left = 0.0, 0
+
+    def begin(self, timeout: float) -> None:
+        """A reply is to come, all of it within so many seconds."""
+        self._until, self._left = time.monotonic() + timeout, _LONGEST_REPLY
+
+    def readline(self, limit: int) -> bytes:
+        while b"\n" not in self._rest and len(self._rest) < limit and (more := self._receive()):
+            self._rest += more
+        end = min(self._rest.find(b"\n") + 1 or limit, limit)
+        line, self._rest = self._rest[:end], self._rest[end:]
+        self._left -= len(line)
+        if self._left < 0:
+            raise _EndlessReply
+        return line
+
+    def close(self) -> None:
+        """The socket is closed by itself."""
+
+    def _receive(self) -> bytes:
+        wait = self._until - time.monotonic()
+        if wait <= 0:
+            raise TimeoutError
+        self._sock.settimeout(wait)
+        return self._sock.recv(4096)
+
+
 def _dot_stuffed(data: bytes) -> bytes:
     """Return `data` with CRLF after every line, also the last, and no line that could be read as its end."""
     lines = re.sub(rb"\r\n|\r|\n", b"\r\n", data).removesuffix(b"\r\n") + b"\r\n"
@@ -163,6 +256,8 @@ def _timed_out(error: BaseException) -> bool:
 def _why(error: OSError | ValueError, timeout: float) -> str:
     if _timed_out(error):
         return f"no answer within {timeout:g} s"
+    if isinstance(error.__context__, _EndlessReply):
+        return "an answer without an end"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate not accepted ({error.verify_message}); name a private CA with ?cafile=PATH"
     if isinstance(error, smtplib.SMTPAuthenticationError):

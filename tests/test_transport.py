@@ -6,7 +6,12 @@ import pickle
 import re
 import resource
 import signal
+import socket
 import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
@@ -32,6 +37,67 @@ def send(server: SmtpServer, *messages: EmailMessage, options: str = "", login: 
 
 def subjects(inbox: list[Received]) -> list[str]:
     return [str(message_from_bytes(entry.message, policy=default)["Subject"]) for entry in inbox]
+
+
+Talk = Callable[[socket.socket], object]
+
+
+@contextmanager
+def talking(until: bytes, talk: Talk, timeout: float = 60) -> Iterator[str]:
+    """A server written by hand: the usual answers up to a command, and what `talk` does in place of the answer to that."""
+    usual = {b"": b"220 hi", b"data": b"354 go", b"quit": b"221 bye"}
+
+    def serve(connection: socket.socket) -> None:
+        with suppress(OSError), connection, connection.makefile("rb") as lines:
+            command = b""
+            while command != until:
+                connection.sendall(usual.get(command, b"250 ok") + b"\r\n")
+                if command == b"data":
+                    while lines.readline() not in (b".\r\n", b""):
+                        pass
+                    connection.sendall(b"250 taken\r\n")
+                command = lines.readline()[:4].lower() or until
+            talk(connection)
+
+    def accept() -> None:
+        while True:
+            try:
+                connection = listening.accept()[0]
+            except OSError:
+                return
+            threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"smtp://127.0.0.1:{listening.getsockname()[1]}?timeout={timeout}"
+        listening.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def talking_after_the_message() -> Iterator[str]:
+    """A server whose answer to the message itself never ends."""
+
+    def take(connection: socket.socket) -> None:
+        connection.sendall(b"354 go\r\n")
+        dribble(connection)
+
+    with talking(b"data", take, timeout=1) as url:
+        yield url
+
+
+def silence(connection: socket.socket) -> None:
+    connection.recv(1)
+
+
+def dribble(connection: socket.socket) -> None:
+    while True:
+        connection.sendall(b"250-wait\r\n")
+        time.sleep(0.05)
+
+
+def flood(connection: socket.socket) -> None:
+    while True:
+        connection.sendall(b"250-wait\r\n" * 10_000)
 
 
 REMINDER, ORDER = composed(email_event()), composed(email_event("order-confirmed"))
@@ -187,6 +253,67 @@ class TestSmtp:
         finally:
             signal.signal(signal.SIGALRM, before)
         assert (subjects(server.inbox), server.sessions) == (TWO[1:], 2)
+
+    @pytest.mark.parametrize("step", [b"", b"ehlo", b"mail", b"rset"])
+    def test_an_interrupt_from_another_thread_before_the_message_ends_it_for_good(self, step: bytes) -> None:
+        with talking(step, silence) as url, open_transport(parse_mail_url(url), Path()) as transport:
+            if step == b"rset":
+                transport.send(REMINDER)
+            began = time.monotonic()
+            threading.Timer(0.3, transport.interrupt).start()
+            for _ in range(2):
+                with pytest.raises(NotSent, match="interrupted before the message, since the run ends") as raised:
+                    transport.send(REMINDER)
+        assert raised.value.permanent is False
+        assert time.monotonic() - began < 20
+
+    def test_an_interrupt_ends_an_attempt_to_connect(self) -> None:
+        waiting = [socket.socket() for _ in range(4)]
+        with socket.socket() as full:
+            full.bind(("127.0.0.1", 0))
+            full.listen(0)
+            for one in waiting:  # the queue of those who are to be accepted has no more room after that
+                one.setblocking(False)
+                one.connect_ex(full.getsockname())
+            with open_transport(parse_mail_url(f"smtp://127.0.0.1:{full.getsockname()[1]}?timeout=60"), Path()) as it:
+                began = time.monotonic()
+                threading.Timer(0.3, it.interrupt).start()
+                with pytest.raises(NotSent, match="interrupted"):
+                    it.send(REMINDER)
+        for one in waiting:
+            one.close()
+        assert 0.2 < time.monotonic() - began < 20
+
+    @pytest.mark.parametrize(("step", "error"), [(b"", NotSent), (b"mail", NotSent), (b"body", OutcomeUnknown)])
+    def test_a_reply_that_comes_drop_by_drop_takes_no_longer_than_the_time_out(
+        self, step: bytes, error: type[Exception]
+    ) -> None:
+        began = time.monotonic()
+        usual = talking(step, dribble, timeout=1) if step != b"body" else talking_after_the_message()
+        with (
+            usual as url,
+            open_transport(parse_mail_url(url), Path()) as transport,
+            pytest.raises(error, match="no answer within 1 s"),
+        ):
+            transport.send(REMINDER)
+        assert time.monotonic() - began < 20
+
+    def test_a_goodbye_that_comes_drop_by_drop_is_not_waited_for(self) -> None:
+        with talking(b"quit", dribble) as url:
+            transport = open_transport(parse_mail_url(url), Path())
+            transport.send(REMINDER)
+            began = time.monotonic()
+            transport.close()
+        assert time.monotonic() - began < 10
+
+    def test_a_reply_without_an_end_takes_no_memory(self) -> None:
+        with (
+            talking(b"rcpt", flood) as url,
+            open_transport(parse_mail_url(url), Path()) as transport,
+            pytest.raises(NotSent, match="an answer without an end") as raised,
+        ):
+            transport.send(REMINDER)
+        assert raised.value.permanent is False
 
     def test_nobody_listening_means_not_sent(self) -> None:
         with refusing_port() as port, pytest.raises(NotSent, match="Connection refused") as raised:
