@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from storage.database import Database
-from storage.mails import CLAIMED, MAY_HAVE_BEEN_SENT, SENT, UNKNOWN, WAITING
+from storage.mails import CLAIMED, MAY_HAVE_BEEN_SENT, SENT, SENT_BEFORE, UNKNOWN, WAITING
 from storage.tables import Contact, Delivery
 from storage.times import now
 
@@ -36,7 +36,7 @@ _HOLD = sa.text(f"{_UPSERT} WHERE brake.state = 'RUNNING'")
 _CLEAR = sa.text("UPDATE delivery SET cleared = :yes WHERE state = 'WAITING' AND cleared = :no")
 _SENT_BY_HOUR = sa.text(
     "SELECT COUNT(*) FROM delivery WHERE state = 'SENT' AND changed_at >= :first AND changed_at < :last "
-    "GROUP BY changed_at / 3600000"
+    "AND reason <> :settled GROUP BY changed_at / 3600000"
 )
 _TALLY_BY_HOUR = sa.text(
     "SELECT SUM(count) FROM tally WHERE what = :what AND bucket >= :first AND bucket < :last GROUP BY bucket / 3600000"
@@ -47,7 +47,7 @@ _MAILED_SINCE = sa.select(sa.func.count()).where(
     _DELIVERY.c.state.in_((SENT, CLAIMED, UNKNOWN)),
     _DELIVERY.c.changed_at >= sa.bindparam("since"),
     _DELIVERY.c.cleared.is_(False),
-    _DELIVERY.c.reason != MAY_HAVE_BEEN_SENT,  # before a restore: nobody knows when
+    _DELIVERY.c.reason.not_in([MAY_HAVE_BEEN_SENT, SENT_BEFORE]),  # nobody knows when
 )
 
 
@@ -92,7 +92,8 @@ def release(database: Database) -> int:
 def usual_mails(database: Database, wall: int) -> float:
     """Mails sent in a usual hour: the median of the hours of the last 7 days in which there were any, but for the last one."""
     with database.read() as connection:
-        return _median(connection.scalars(_SENT_BY_HOUR, {"first": wall - LOOK_BACK, "last": wall - HOUR}))
+        hours = {"first": wall - LOOK_BACK, "last": wall - HOUR, "settled": SENT_BEFORE}
+        return _median(connection.scalars(_SENT_BY_HOUR, hours))
 
 
 def usual_tally(database: Database, what: str, before: int) -> float:

@@ -11,13 +11,13 @@ import sqlalchemy as sa
 
 from storage.database import Database
 from storage.errors import UsageError
-from storage.mails import AGAIN, FAILED, SENT, SUPPRESSED, UNKNOWN, WAITING, Mail, Result
+from storage.mails import AGAIN, FAILED, SENT, SENT_BEFORE, SUPPRESSED, UNKNOWN, WAITING, Mail, Result
 from storage.outbox import Outbox
 from storage.times import now
 
 _AT_ONCE = 1_000
 _MEANT = {
-    SENT: (UNKNOWN, SENT, "sent, says a person"),
+    SENT: (UNKNOWN, SENT, SENT_BEFORE),
     FAILED: (UNKNOWN, FAILED, "not sent, says a person"),
     WAITING: (UNKNOWN, FAILED, AGAIN),
     SUPPRESSED: (WAITING, SUPPRESSED, "dropped by a person"),

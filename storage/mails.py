@@ -14,6 +14,8 @@ WAITING, CLAIMED, SENT, SUPPRESSED, FAILED, UNKNOWN = "WAITING", "CLAIMED", "SEN
 MAY_HAVE_BEEN_SENT = "it may have been sent before a backup was put back"
 NOT_ALLOWED = "not on the list of allowed recipients"
 AGAIN = "not sent, says a person: once more"
+SENT_BEFORE = "sent, says a person"
+"""Why a mail is SENT that was in doubt: nobody knows when that was, only that it is settled now."""
 WITHDRAWN = "withdrawn: the generation that is live now has no such mail"
 """Why a mail is SUPPRESSED that was certainly not sent, and is to be sent if what is live has it after all."""
 
@@ -55,12 +57,13 @@ def is_allowed(email: str, allow: Sequence[str]) -> bool:
 
 
 def outcome_row(event: Mapping[str, Any]) -> dict[str, Any]:
-    """A row for what the log says became of a mail; an older database may not know the mail yet."""
-    obj, source = event["object"], event.get("context", {}).get("source", {})
+    """A row for what the log says became of a mail, and when; an older database may not know the mail yet."""
+    obj, context = event["object"], event.get("context", {})
+    source = context.get("source", {})
     return {
         "event_id": obj["id"], "state": event["verb"], "log": source.get("log", ""), "generation": source.get("generation", 1),
         "partition": source.get("partition", 0), "offset": source.get("offset", 0), "recipient_type": "",
-        "recipient_id": "", "not_after": 0, "reason": obj.get("reason", ""), "changed_at": now(),
+        "recipient_id": "", "not_after": 0, "reason": obj.get("reason", ""), "changed_at": context.get("at", 0),
     }  # fmt: skip
 
 

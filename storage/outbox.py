@@ -239,21 +239,24 @@ class Outbox:
                     row |= {"state": CLAIMED, "reason": MAY_HAVE_BEEN_SENT}
                 if row["reason"] != AGAIN:
                     connection.execute(_ADOPT, [row])
-                self._set_outcome(connection, row["event_id"], row["state"], row["reason"])
+                # It became so then, not now: what was sent yesterday is none of the mails of this hour.
+                self._set_outcome(connection, row["event_id"], row["state"], row["reason"], row["changed_at"])
             set_end(connection, self.log, 1, partition, end + whole)
 
-    def _set_outcome(self, connection: sa.Connection, event_id: str, state: str, reason: str) -> None:
-        """What the log says of a mail, into its row; a person's decision about it is carried out by that."""
+    def _set_outcome(
+        self, connection: sa.Connection, event_id: str, state: str, reason: str, at: int | None = None
+    ) -> None:
+        """What the log says of a mail, into its row, as of `at` or now; a person's decision about it is carried out by that."""
         values = {"state": WAITING, "next_at": 0} if reason == AGAIN else {"state": state}
-        self._update(connection, event_id, **values, reason=reason)
+        self._update(connection, event_id, **values, reason=reason, changed_at=now() if at is None else at)
         connection.execute(_FORGET_DECISION, {"event_id": event_id})
 
     def _set(self, mail: Mail, **values: Any) -> None:
         with self._database.write() as connection:
-            self._update(connection, mail.event_id, **values)
+            self._update(connection, mail.event_id, **values, changed_at=now())
 
     def _update(self, connection: sa.Connection, event_id: str, **values: Any) -> None:
-        connection.execute(_UPDATE, {**values, "changed_at": now(), "its_id": event_id})
+        connection.execute(_UPDATE, {**values, "its_id": event_id})
 
     def _writer(self, partition: int) -> DerivedWriter:
         if partition not in self._writers:

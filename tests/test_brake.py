@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-from storage.brake import HOUR, read_brake
+from storage.brake import HOUR, read_brake, usual_mails
 from storage.contacts import Entry, save_contacts
 from storage.door import append_lines
 from storage.restore import mark_restored
@@ -21,6 +21,7 @@ from storage.times import now
 from tasks.deliver import DeliverySummary, deliver_to_end, follow_mail
 from tasks.process import FinalTick, process_to_end
 from tasks.run import Run
+from tasks.settle import resolve
 from tasks.topology import build_topology
 from tests.conftest import ROOT, afterlog, log_bytes
 from tests.operations import wait_for
@@ -194,6 +195,36 @@ class TestFlood:
         time.sleep(0.01)  # what happens after the restore is new
         submit(store, 1)
         assert deliver(store).states == {"SENT": 1}
+
+    def test_mails_that_a_person_settles_as_sent_are_none_of_the_last_hour(self, make_store: MakeStore) -> None:
+        store = make_store(brake_floor=5)
+        submit(store, *range(9))
+        mark_restored(store.database, store, run_of(store).topology.derived_logs())
+        assert deliver(store).states == {"UNKNOWN": 9}
+        with store.database.read() as connection:
+            ids = connection.exec_driver_sql("SELECT event_id FROM delivery").scalars().all()
+        for event_id in ids:
+            resolve(store, event_id, sent=True, again=False)
+        time.sleep(0.01)  # what happens after the restore is new
+        submit(store, 1)
+        assert deliver(store).states == {"SENT": 1}
+        assert usual_mails(store.database, now() + 2 * HOUR) == 1
+
+    def test_mails_of_long_ago_that_a_restored_database_learns_of_are_none_of_the_last_hour(
+        self, make_store: MakeStore
+    ) -> None:
+        store = make_store(brake_floor=5)
+        at = now() // HOUR * HOUR - 3 * HOUR
+        outcomes = [
+            {"verb": "SENT", "object": {"type": "EMAIL", "id": f"past/{n}"}, "context": {"at": at + n}}
+            for n in range(9)
+        ]
+        log = store.directory("deliveries", 0)
+        log.mkdir(parents=True, exist_ok=True)
+        (log / f"{0:020d}.jsonl").write_text("".join(json.dumps(event) + "\n" for event in outcomes))
+        submit(store, 1)
+        assert deliver(store).states == {"SENT": 1}
+        assert usual_mails(store.database, now()) == 9
 
     def test_a_person_drops_what_was_held(self, make_store: MakeStore) -> None:
         store = make_store(brake_floor=3)
