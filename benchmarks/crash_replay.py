@@ -24,7 +24,7 @@ from storage.contacts import Entry, save_contacts
 from storage.door import append_lines
 from storage.generations import DISCARDED, LIVE, READY, RUNNING, find_replay, list_replays
 from storage.times import now
-from tasks.mail import EVENT_ID_HEADER
+from tasks.mail_headers import EVENT_ID_HEADER
 from tasks.topology import build_topology
 from tasks.verify import verify_all
 from tasks.verify_derived import verify_derived

@@ -15,9 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_UP, Context, Decimal
-from email.headerregistry import Address, BaseHeader, HeaderRegistry, UnstructuredHeader
+from email.headerregistry import Address
 from email.message import EmailMessage
-from email.policy import SMTP, Policy
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from storage.errors import AfterlogError
-
-EVENT_ID_HEADER = "X-Afterlog-Event-Id"
+from tasks.mail_headers import EVENT_ID_HEADER, header_policy
 
 LISTED = 20  # items shown; the rest is a number, as mail programs cut a message of about 100 KB
 _MONEY = Context(prec=60, rounding=ROUND_HALF_UP)
@@ -83,13 +81,6 @@ class BasketItem:
         return None if self.price is None or self.count is None else _MONEY.multiply(self.price, self.count)
 
 
-class _OneLineHeader(UnstructuredHeader, BaseHeader):
-    """A header on one line, as folding turns a long word into encoded words that nobody can search for."""
-
-    def fold(self, *, policy: Policy) -> str:
-        return f"{self.name}: {self}{policy.linesep}"
-
-
 def compose(event: Mapping[str, Any], to: str, sender: str, now: datetime, salt: str = "") -> EmailMessage:
     """Compose the message for one EMAIL event, from `sender` to the one address `to`, dated `now`.
 
@@ -109,7 +100,7 @@ def compose(event: Mapping[str, Any], to: str, sender: str, now: datetime, salt:
         raise AddressError("a sender's address must be ASCII: its domain is also the Message-ID's")
     event_id = _event_id(event)
     subject, text, html = _render(_template(event), _facts(event, origin.display_name or origin.addr_spec))
-    message = EmailMessage(policy=_policy())
+    message = EmailMessage(policy=header_policy())
     message["From"] = origin
     message["To"] = Address(username=recipient.username, domain=recipient.domain)
     message["Subject"] = _header_text(subject, 150)
@@ -264,27 +255,12 @@ def _render(name: str, facts: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def _format_money(value: Decimal | None) -> str:
-    return "" if value is None else f"{value.quantize(Decimal('0.01'), context=_MONEY):f}"
+    # A zero has no sign; what is less than a cent below it is one.
+    return "" if value is None else f"{_MONEY.add(value.quantize(Decimal('0.01'), context=_MONEY), Decimal(0)):f}"
 
 
 def _format_count(value: Decimal | None) -> str:
     return "" if value is None else f"{value.normalize():f}"
-
-
-class _Registry(HeaderRegistry):
-    """The standard library's, which makes a class for each header of each mail: here once for each name."""
-
-    @functools.cache  # noqa: B019  # there is one registry
-    def __getitem__(self, name: str) -> type[BaseHeader]:
-        return super().__getitem__(name)
-
-
-@functools.cache
-def _policy() -> Policy:
-    registry = _Registry()
-    registry.map_to_type(EVENT_ID_HEADER, _OneLineHeader)
-    registry.map_to_type("Message-ID", _OneLineHeader)
-    return SMTP.clone(header_factory=registry)
 
 
 @functools.cache

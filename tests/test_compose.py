@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from datetime import UTC, datetime
 from email import message_from_bytes
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from tasks.mail import AddressError, TemplateMissing, UnusableEvent, compose, parse_address, templates
+from tasks.sending import letter_of
 
 NOW = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
 SHOP = "Lemon & Co <shop@mail.example.com>"
@@ -38,8 +40,8 @@ def email_event(template: object = "basket-reminder", basket: object = BASKET, *
     }
 
 
-def composed(event: dict[str, Any], to: str = "ann@example.com") -> EmailMessage:
-    return compose(event, to, SHOP, NOW)
+def composed(event: dict[str, Any], to: str = "ann@example.com", sender: str = SHOP) -> EmailMessage:
+    return compose(event, to, sender, NOW)
 
 
 def received(event: dict[str, Any]) -> EmailMessage:
@@ -225,3 +227,52 @@ class TestAddresses:
     def test_a_sender_outside_ascii_is_refused(self) -> None:
         with pytest.raises(AddressError, match="must be ASCII"):
             compose(email_event(), "ann@example.com", "shop@bücher.example", NOW)
+
+
+class TestAsBytes:
+    """What a mail is on its way, read by a few lines of our own: the standard library reads what it has written."""
+
+    def _headers(self, message: EmailMessage) -> dict[str, str]:
+        head = letter_of(message).data.partition(b"\r\n\r\n")[0].decode()
+        assert max(map(len, head.split("\r\n"))) <= 998
+        lines = re.sub(r"\r\n(?=[ \t])", "", head).split("\r\n")
+        return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+    def _decoded(self, value: str) -> str:
+        words = re.sub(r"\?=\s+=\?", "?==?", value)  # what is between two of them is no part of the text
+        return re.sub(r"=\?utf-8\?b\?([^?]*)\?=", lambda word: base64.b64decode(word[1]).decode(), words)
+
+    @pytest.mark.parametrize(
+        "name",
+        ["Crème fraîche légère à l'ancienne, très épaisse", "Молоко овсяное без сахара с кальцием и витаминами",
+         "日 ßé ? x?;=é?q Bcc: a@b.ć", "=?utf-8?q?=0D=0ABcc:x?=本=?utf-8?q?=0D=0ABcc:x?=", "plain " * 15],
+    )  # fmt: skip
+    @pytest.mark.parametrize("to", ["ann@example.com", "jörg@bücher.example"])
+    def test_a_subject_keeps_its_spaces(self, name: str, to: str) -> None:
+        event = email_event(basket=[{"id": 1, "name": name}])
+        shown = name.strip().replace("=?", "= ?")
+        subject = self._decoded(self._headers(composed(event, to))["Subject"])
+        assert subject == f"Still in your basket: {shown}"
+
+    @pytest.mark.parametrize(
+        "name",
+        ["Lemon, Lime & Co. Handelsgesellschaft mbH und Compagnie (Deutschland), Berlin", "," + "a" * 90,
+         'Ann "the shop" O\\Neil ' * 4, "Müller, Söhne & Cie. <Handelsgesellschaft>, München (Süd)", "a@b " * 20, "x", "é"],
+    )  # fmt: skip
+    @pytest.mark.parametrize("to", ["ann@example.com", "jörg@bücher.example"])
+    def test_a_sender_is_one_address_whatever_its_name(self, name: str, to: str) -> None:
+        sender = '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '" <shop@mail.example.com>'
+        found = self._headers(composed(email_event(), to, sender))["From"]
+        shown, _, address = found.rpartition(" ")
+        assert address == "<shop@mail.example.com>"
+        name = name.strip()
+        if shown.startswith('"'):
+            assert re.fullmatch(r'"(?:[^"\\]|\\.)*"', shown)
+            assert re.sub(r"\\(.)", r"\1", shown[1:-1]) == name
+        else:
+            assert not set(shown) & set('()<>[]:;@\\,."')
+            assert self._decoded(shown) == name
+
+    def test_nothing_is_less_than_nothing(self) -> None:
+        basket = [{"name": "Bag", "price": -0.0, "count": 1}, {"name": "Rounding", "price": -0.001, "count": 1}]
+        assert listed(basket) == ["- Bag: 1 x 0.00 = 0.00", "- Rounding: 1 x 0.00 = 0.00", "Total: 0.00"]

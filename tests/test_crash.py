@@ -30,7 +30,7 @@ from storage.door import append_lines
 from storage.settings import load_settings
 from storage.store import Store
 from storage.times import now
-from tasks.mail import EVENT_ID_HEADER
+from tasks.mail_headers import EVENT_ID_HEADER
 from tests import processes
 from tests.conftest import ROOT, log_bytes, settings_of
 from tests.helpers import DERIVED, check_undisturbed, derived, open_store, parsed, process, rows

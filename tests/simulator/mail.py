@@ -17,7 +17,7 @@ import tasks.mail
 from tasks.sending import NotSent, OutcomeUnknown, Transport
 from tests.simulator.disk import Disk
 
-_usual_policy = tasks.mail._policy
+_usual_policy = tasks.mail.header_policy
 
 
 class MailServer:

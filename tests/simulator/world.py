@@ -209,7 +209,7 @@ def world(random: Random, **settings: Any) -> Iterator[World]:
             mock.patch.object(storage.batches, "PATIENCE", 0.0),
             mock.patch.object(tasks.deliver, "_DECIDE_EVERY", 0.0),
             mock.patch.object(tasks.deliver, "open_transport", connect),
-            mock.patch.object(tasks.mail, "_policy", policy),
+            mock.patch.object(tasks.mail, "header_policy", policy),
             mock.patch.object(tasks.deliver, "threading", SimpleNamespace(Event=threading.Event, Thread=_NoThread)),
         ):
             try:
