@@ -25,7 +25,7 @@ from storage.times import now
 from tasks.brake import BrakeCheck
 from tasks.guards import Guards, read_event
 from tasks.intake import Intake
-from tasks.mail import MailError, compose, parse_address
+from tasks.mail import MailError, TemplateUnusable, compose, parse_address
 from tasks.mail_url import parse_mail_url
 from tasks.process import IDLE_WAIT, UNCONFIRMED_WAIT
 from tasks.restored import Restores
@@ -174,17 +174,18 @@ class Deliverer:
             self._transport.send(compose(event, to, self.settings.mail_from, datetime.now(UTC), salt))
         except OutcomeUnknown as error:
             return [Result(mail, UNKNOWN, error.reason)]
-        except NotSent as error:
-            if error.permanent:
-                return [Result(mail, FAILED, error.reason)]
-            delay = min(_FIRST_DELAY * 2**mail.attempts, _LONGEST_DELAY)
-            self.outbox.put_back(mail, now() + delay, error.reason)
-            self.summary.retries += 1
-            self.summary.reasons[f"will be tried again: {error.reason}"] += 1
-            return []
         except MailError as error:
+            if isinstance(error, TemplateUnusable) or (isinstance(error, NotSent) and not error.permanent):
+                self._try_again(mail, error.reason)
+                return []
             return [Result(mail, FAILED, error.reason)]
         return [Result(mail, SENT)]
+
+    def _try_again(self, mail: Mail, reason: str) -> None:
+        delay = min(_FIRST_DELAY * 2**mail.attempts, _LONGEST_DELAY)
+        self.outbox.put_back(mail, now() + delay, reason)
+        self.summary.retries += 1
+        self.summary.reasons[f"will be tried again: {reason}"] += 1
 
 
 def deliver_to_end(run: Run, limit: int | None = None, told: Told = lambda _reason: None) -> DeliverySummary:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError, select_autoescape
 
 from storage.errors import AfterlogError
 from tasks.mail_headers import EVENT_ID_HEADER, header_policy
@@ -63,6 +63,10 @@ class TemplateMissing(MailError):
     """An event that names no template, or one that does not exist."""
 
 
+class TemplateUnusable(MailError):
+    """A template with a mistake in it, or half a pair: no fault of the mail, which can be sent once that is mended."""
+
+
 class UnusableEvent(MailError):
     """An event without the `event.id` of every derived event: sent twice, it could not be recognised."""
 
@@ -90,6 +94,7 @@ def compose(event: Mapping[str, Any], to: str, sender: str, now: datetime, salt:
     Raises:
         AddressError: `to` or `sender` is not one address, or the sender's is not ASCII.
         TemplateMissing: no template of that name; the reason names the known ones.
+        TemplateUnusable: there is one, but it cannot be rendered.
         UnusableEvent: no `event.id`.
         ValueError: `now` has no time zone.
     """
@@ -249,7 +254,12 @@ def _moment(value: object) -> str | None:
 
 def _render(name: str, facts: Mapping[str, Any]) -> tuple[str, str, str]:
     """Return the subject, the plain text and the HTML of the template `name`."""
-    text, html = (_environment().get_template(f"{name}.{kind}").render(facts) for kind in ("txt", "html"))
+    try:
+        text, html = (_environment().get_template(f"{name}.{kind}").render(facts) for kind in ("txt", "html"))
+    except Exception as error:  # whatever a template calls for
+        # Only Jinja's own words: another error's may have a text of the event in them.
+        said = f": {_clean(str(error), 100)}" if isinstance(error, TemplateError) else ""
+        raise TemplateUnusable(f"the email template {name!r} cannot be used: {type(error).__name__}{said}") from error
     subject, _, body = re.sub(r"\n{3,}", "\n\n", text).strip().partition("\n")
     return subject.removeprefix("Subject: "), body.strip() + "\n", html
 

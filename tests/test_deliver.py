@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 
+import tasks.mail
 from storage import steps
 from storage.contacts import Entry, forget_contact, list_contacts, read_contacts, save_contacts
 from storage.door import append_events, append_lines
@@ -393,6 +395,38 @@ class TestTemporary:
             submitted(store, 1)
             self._waits(store, "login refused with 535")
         assert "hunter" not in row(store)["reason"]
+
+    @pytest.mark.parametrize(
+        ("files", "why"),
+        [
+            ({"txt": "Subject: Hi\n\n{{ nobody_knows }}"}, "UndefinedError: 'nobody_knows' is undefined"),
+            ({"html": "{% if %}"}, "TemplateSyntaxError: Expected an expression, got 'end of statement block'"),
+            ({"html": None}, "TemplateNotFound: 'tax-received.html' not found"),
+            ({"txt": "Subject: {{ items + 1 }}"}, "TypeError"),
+        ],
+    )
+    def test_a_template_with_a_mistake_costs_no_mail_and_leaves_none_in_doubt(
+        self, make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, Any], why: str
+    ) -> None:
+        templates = tmp_path / "templates"
+        shutil.copytree(ROOT / "tasks" / "templates", templates)
+        for kind, text in files.items():
+            (templates / f"tax-received.{kind}").unlink()
+            if text is not None:
+                (templates / f"tax-received.{kind}").write_text(text)
+        monkeypatch.setattr(tasks.mail._environment().loader, "searchpath", [str(templates)])
+        tasks.mail._environment().cache.clear()  # type: ignore[union-attr]  # there is one
+        with SmtpServer() as server:
+            store = make_store(mail_url=server.url)
+            save_contacts(store.database, [ANN])
+            submitted(store, 1)
+            summary = deliver(store)
+            assert (summary.states, summary.retries, row(store)["state"]) == ({}, 1, "WAITING")
+            assert row(store)["reason"].startswith(f"the email template 'tax-received' cannot be used: {why}")
+            monkeypatch.undo()
+            tasks.mail._environment().cache.clear()  # type: ignore[union-attr]  # there is one
+            make_due(store)
+            assert deliver(store).states == {"SENT": 1}
 
     def test_each_wait_is_twice_as_long_up_to_ten_minutes(self, make_store: MakeStore) -> None:
         waits = []
