@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable
+import difflib
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,8 +32,8 @@ class Entry(NamedTuple):
     unsubscribed: bool | None
 
 
-def read_contacts(path: Path, check: Callable[[str], object] = str) -> list[Entry]:
-    """The entries of a CSV file with the columns type, id, email and unsubscribed; `check` raises AfterlogError at what is no address.
+def read_contacts(path: Path, check: Callable[[str], str] = str) -> list[Entry]:
+    """The entries of a CSV file with the columns type, id, email and unsubscribed; `check` gives the address in a text, or raises AfterlogError.
 
     Raises:
         UsageError: a column is missing or a line cannot be used; nothing of the file was taken.
@@ -40,13 +41,7 @@ def read_contacts(path: Path, check: Callable[[str], object] = str) -> list[Entr
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file, strict=True)
-            found = rows.fieldnames or []
-            missing = [name for name in COLUMNS[:3] if name not in found]
-            if missing:
-                raise UsageError(
-                    f"no column {missing[0]!r}", where=str(path), found=",".join(found) or "an empty file",
-                    expected=",".join(COLUMNS),
-                )  # fmt: skip
+            rows.fieldnames = _columns(rows.fieldnames or [], str(path))
             return [_entry(row, check, f"{path}, line {rows.line_num}") for row in rows]
     except OSError as error:
         raise UsageError(f"cannot read the file: {error.strerror}", where=str(path)) from error
@@ -77,7 +72,30 @@ def forget_contact(database: Database, kind: str, ident: str) -> bool:
         return connection.execute(gone).rowcount > 0
 
 
-def _entry(row: dict[str, str | None], check: Callable[[str], object], where: str) -> Entry:
+def _columns(found: Sequence[str], where: str) -> list[str]:
+    """The names of the columns, in small letters; ours all there and each once, and none that was meant to be one of them.
+
+    A misspelt one would be passed over without a word, and whoever has unsubscribed would be mailed.
+    """
+    names, said = [name.strip().casefold() for name in found], ",".join(found) or "an empty file"
+    for name in COLUMNS:
+        if name in COLUMNS[:3] and name not in names:
+            raise UsageError(f"no column {name!r}", where=where, found=said, expected=",".join(COLUMNS))
+        if names.count(name) > 1:
+            raise UsageError(f"the column {name!r} is there twice", where=where, found=said, do="Leave one of them")
+    for name in names:
+        near = difflib.get_close_matches(name, COLUMNS[3:], cutoff=0.75)
+        if near and near[0] not in names:
+            raise UsageError(
+                f"no column {near[0]!r}, but one that looks like it",
+                where=where,
+                found=said,
+                expected=",".join(COLUMNS),
+            )
+    return names
+
+
+def _entry(row: dict[str, str | None], check: Callable[[str], str], where: str) -> Entry:
     if None in row:  # where DictReader puts what is beyond the columns
         raise UsageError(
             "more cells than there are columns", where=where, do="Put a text that has a comma in it into quotes"
@@ -86,7 +104,7 @@ def _entry(row: dict[str, str | None], check: Callable[[str], object], where: st
     if not kind or not ident or not email:
         raise UsageError("an entry without type, id or email", where=where, expected=",".join(COLUMNS))
     try:
-        check(email)
+        email = check(email)  # without the name that may stand before it: who compares addresses wants nothing else
     except AfterlogError as error:
         raise UsageError(f"no mail can reach this email: {error}", where=where) from error
     said = (row.get("unsubscribed") or "").strip().lower()

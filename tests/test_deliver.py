@@ -38,6 +38,7 @@ from storage.tables import Delivery
 from storage.times import now
 from tasks.deliver import DeliverySummary, deliver_to_end
 from tasks.local import side_by_side
+from tasks.mail import parse_address
 from tasks.process import FinalTick, process_to_end
 from tasks.run import Run
 from tasks.settle import resolve
@@ -773,6 +774,11 @@ class TestContacts:
             (b"type,id,email\nCLIENT,1\n", "line 2: an entry without type, id or email"),
             (b"type,id,email,unsubscribed\nCLIENT,1,a@example.com,maybe\n",
              "line 2: unsubscribed is neither yes nor no; found 'maybe', expected true or false"),
+            (b"type,id,email,email\nCLIENT,1,a@example.com,b@example.com\n", "the column 'email' is there twice; found type,id,email,email"),
+            (b"type,id,email,unsubscribed,Unsubscribed\nCLIENT,1,a@example.com,no,yes\n", "the column 'unsubscribed' is there twice"),
+            (b"type,id,email,unsubscribe\nCLIENT,1,a@example.com,yes\n",
+             "no column 'unsubscribed', but one that looks like it; found type,id,email,unsubscribe, expected type,id,email,unsubscribed"),
+            (b"type,id,email,un_subscribed\nCLIENT,1,a@example.com,yes\n", "no column 'unsubscribed', but one that looks like it"),
             (b"type,id,email\nCLIENT,1,\xff@example.com\n", "no CSV in UTF-8"),
             (b'type,id,email\nCLIENT,1,"a@example.com\n', "no CSV in UTF-8"),
         ],
@@ -784,6 +790,25 @@ class TestContacts:
             self._read(tmp_path, text)
         assert sentence in str(raised.value)
         assert str(raised.value).startswith(str(tmp_path / "contacts.csv"))
+
+    @pytest.mark.parametrize(
+        "header", [b"Type,ID,Email,Unsubscribed", b"type,id,email,unsubscribed ", b" TYPE , ID , EMAIL , UNSUBSCRIBED "]
+    )
+    def test_capitals_and_spaces_in_a_column_name_lose_nobodys_wish(self, tmp_path: Path, header: bytes) -> None:
+        found = self._read(tmp_path, header + b"\nCLIENT,1,ann@example.com,yes\n")
+        assert found == [ANN._replace(unsubscribed=True)]
+
+    def test_of_an_address_with_a_name_the_address_is_kept_and_found_on_the_list(
+        self, make_store: MakeStore, tmp_path: Path
+    ) -> None:
+        (tmp_path / "contacts.csv").write_text('type,id,email\nCLIENT,1,"Ann <ann@example.com>"\n')
+        entries = read_contacts(tmp_path / "contacts.csv", parse_address)
+        assert entries == [ANN._replace(unsubscribed=None)]
+        with SmtpServer() as server:
+            store = make_store(mail_url=server.url, mail_allow=["@example.com"])
+            save_contacts(store.database, entries)
+            submitted(store, 1)
+            assert deliver(store).states == {"SENT": 1}
 
     @pytest.mark.parametrize("name", ["none.csv", "."])
     def test_a_file_that_is_not_there_is_refused(self, tmp_path: Path, name: str) -> None:
