@@ -155,9 +155,8 @@ def copy_database(database: Database, path: Path) -> None:
             source.close()
     else:
         copy = Database(f"sqlite:///{path}", path.parent)
-        moment = {"isolation_level": "REPEATABLE READ", "yield_per": _ROWS}
-        with copy.write() as target_rows, database.engine.connect().execution_options(**moment) as source_rows:
-            copy_rows(source_rows, target_rows)
+        with copy.write() as target_rows, database.moment() as source_rows:
+            copy_rows(source_rows.execution_options(yield_per=_ROWS), target_rows)
         copy.dispose()
         (path.parent / ".migrate.lock").unlink(missing_ok=True)
     close_file(path)

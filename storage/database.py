@@ -7,6 +7,7 @@ on both: SQLite lets one writer in at a time; elsewhere a swap (`UPDATE ... WHER
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -15,6 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from storage import postgresql
 from storage.errors import AfterlogError
@@ -48,7 +50,7 @@ class Database:
             _make_private(url.database)
         else:
             postgresql.check_driver()
-            options = dict(postgresql.connect_options())
+            options = dict(postgresql.connect_options(url))
         engine = sa.create_engine(url, **options)
         if engine.dialect.name == "sqlite":
             sa.event.listen(engine, "connect", _configure_sqlite)
@@ -145,10 +147,21 @@ def _revision(engine: sa.Engine) -> str | None:
 
 @contextmanager
 def _in_a_sentence(url: sa.URL) -> Iterator[None]:
-    """Tell what the database refused without a page of SQL around it, and never its password."""
+    """Tell what the database refused without a page of SQL around it, and never its password.
+
+    What another database refused, of two that are at work, is left to whoever asked that.
+    """
     try:
         yield
+    except PoolTimeout as error:
+        raise AfterlogError(
+            "every connection to the database that a process may have is in use, and none came back in time",
+            where=postgresql.shown(url),
+            do="Nothing was changed; look for what holds the database up, a lock say, and start it again",
+        ) from error
     except DBAPIError as error:
+        if isinstance(error.orig, sqlite3.Error) != (url.get_backend_name() == "sqlite"):
+            raise
         said = " ".join(str(error.orig).split())
         for secret in postgresql.secrets(url):
             said = said.replace(secret, "***")

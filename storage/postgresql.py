@@ -15,6 +15,8 @@ from storage.errors import UsageError
 
 _SUB = "\x1a"
 CONNECT_TIMEOUT = 10  # seconds
+# A server that is gone without a word (its power, the network) is found out within a minute; the system's own way takes two hours.
+_NOTICED = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
 
 
 def escape(text: str) -> str:
@@ -75,9 +77,16 @@ def check_driver() -> None:
         ) from error
 
 
-def connect_options() -> Mapping[str, Any]:
-    """Options of the engine: a connection that died in the pool is made again, a server that is silent given up."""
-    return {"pool_pre_ping": True, "connect_args": {"connect_timeout": CONNECT_TIMEOUT}}
+def connect_options(url: sa.URL) -> Mapping[str, Any]:
+    """Options of the engine: a connection that died in the pool is made again, a server that is silent given up.
+
+    What the URL says of that itself holds.
+    """
+    options = {"connect_timeout": CONNECT_TIMEOUT, **_NOTICED}
+    return {
+        "pool_pre_ping": True,
+        "connect_args": {name: value for name, value in options.items() if name not in url.query},
+    }
 
 
 def configure(connection: Any, _record: object) -> None:

@@ -106,9 +106,8 @@ def restore_database(store: Store, folder: Path, derived: set[str]) -> Doubts:
             close_file(draft)
             _swap_files(draft, live)
         else:
-            moment = {"yield_per": 5_000}
-            with store.database.write() as target, fresh.engine.connect().execution_options(**moment) as source:
-                copy_rows(source, target)
+            with store.database.write() as target, fresh.write() as source:
+                copy_rows(source.execution_options(yield_per=5_000), target)
     finally:
         fresh.dispose()
         _remove(draft)

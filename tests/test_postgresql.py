@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage import steps
+from storage.backup import make_backup
 from storage.brake import PAUSED, STOPPED, put_on, read_brake, release
 from storage.commit import load_position
 from storage.contacts import Entry, list_contacts, save_contacts
@@ -179,6 +183,49 @@ def test_a_commit_is_durable_also_where_the_server_says_otherwise(url: str, tmp_
     quick = sa.make_url(url).update_query_dict({"options": "-c synchronous_commit=off"})
     with Database(quick.render_as_string(hide_password=False), tmp_path).read() as connection:
         assert connection.scalar(sa.text("SHOW synchronous_commit")) == "on"
+
+
+def test_a_server_that_is_gone_without_a_word_is_found_out_within_a_minute(url: str, tmp_path: Path) -> None:
+    def waits(url: str) -> tuple[int, ...]:
+        with Database(url, tmp_path).read() as connection:
+            line = socket.socket(fileno=os.dup(connection.connection.driver_connection.pgconn.socket))  # type: ignore[union-attr]  # psycopg's
+        with line:
+            options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+            return tuple(line.getsockopt(socket.IPPROTO_TCP, option) for option in options)
+
+    assert waits(url) == (30, 10, 3, 60_000)
+    assert waits(f"{url}?keepalives_idle=7&tcp_user_timeout=9000") == (7, 10, 3, 9_000)
+
+
+def test_a_connection_lost_in_mid_backup_is_told_of_the_database_that_lost_it(
+    postgres: Cluster, url: str, make_store: MakeStore, tmp_path: Path
+) -> None:
+    store = make_store(database_url=url)
+    save_contacts(store.database, [Entry("CLIENT", str(n), "ann@example.com", False) for n in range(20_000)])
+
+    def cut(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "FROM contact" in statement:
+            postgres.restart()
+
+    sa.event.listen(store.database.engine, "after_cursor_execute", cut)
+    with pytest.raises(AfterlogError, match="the connection to the database was lost") as raised:
+        make_backup(store, set(), tmp_path / "backup")
+    assert raised.value.where == sa.make_url(url).render_as_string(hide_password=True)
+    assert "\n" not in str(raised.value)
+
+
+def test_when_every_connection_is_in_use_that_is_told_in_one_sentence(
+    url: str, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = make_store(database_url=url).database
+    monkeypatch.setattr(database.engine.pool, "_timeout", 0.1)
+    with ExitStack() as held:
+        for _ in range(15):
+            held.enter_context(database.read())
+        with pytest.raises(AfterlogError, match=r"every connection to the database .* is in use") as raised:
+            list_contacts(database)
+    assert "\n" not in str(raised.value)
+    assert list_contacts(database) == []
 
 
 def test_commit_numbers_do_not_end_at_32_bits(url: str, make_store: MakeStore) -> None:
