@@ -155,9 +155,22 @@ class TestSmtp:
             with pytest.raises(NotSent, match=re.escape(answer)) as raised:
                 transport.send(REMINDER)
             transport.send(ORDER)
-        assert raised.value.permanent is permanent
+        assert raised.value.permanent is (permanent and step != "mail")
         assert subjects(server.inbox) == TWO[1:]
         assert server.sessions == (2 if answer.startswith("421") else 1)
+
+    def test_a_refused_sender_costs_no_mail_and_a_refused_size_its_own(self) -> None:
+        refusals = ["553 5.7.1 not your address", "501 5.1.7 bad sender", "552 5.3.4 too large"]
+        found = []
+        with (
+            SmtpServer([Fault("mail", answer) for answer in refusals]) as server,
+            open_transport(parse_mail_url(server.url), Path()) as transport,
+        ):
+            for _ in refusals:
+                with pytest.raises(NotSent, match="refused MAIL: 5") as raised:
+                    transport.send(REMINDER)
+                found.append(raised.value.permanent)
+        assert found == [False, False, True]
 
     def test_a_refusal_does_not_name_the_recipient(self) -> None:
         with (
