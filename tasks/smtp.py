@@ -77,7 +77,7 @@ class SmtpTransport(Transport):
     def _stopped(self) -> NotSent:
         return NotSent(f"{self._where}: interrupted before the message, since the run ends", permanent=False)
 
-    def _connected(self) -> smtplib.SMTP:
+    def _connected(self) -> _Line:
         client = self._client
         if client is not None:
             with contextlib.suppress(OSError):
@@ -86,7 +86,7 @@ class SmtpTransport(Transport):
             self._drop()
         return self._connect()
 
-    def _connect(self) -> smtplib.SMTP:
+    def _connect(self) -> _Line:
         url = self._url
         client = (
             _TlsLine(timeout=url.timeout, context=self._context)
@@ -121,7 +121,7 @@ class SmtpTransport(Transport):
         elif self._url.starttls == "require":
             raise NotSent(f"{self._where}: offers no STARTTLS, which starttls=require asks for", permanent=False)
 
-    def _announce(self, client: smtplib.SMTP, letter: Letter) -> None:
+    def _announce(self, client: _Line, letter: Letter) -> None:
         options = [f"SIZE={len(letter.data)}"] if client.has_extn("size") else []
         if letter.international:
             if not client.has_extn("smtputf8"):
@@ -130,6 +130,8 @@ class SmtpTransport(Transport):
         self._expect((250, 251), "MAIL", client.mail(letter.sender, options), letter)
         self._expect((250, 251, 252), "RCPT", client.rcpt(letter.recipient), letter)
         self._expect((354,), "DATA", client.docmd("DATA"), letter)
+        if client.is_ahead():  # else that would be taken for the answer to the message
+            raise smtplib.SMTPException("an answer to the message before it was sent")
 
     def _expect(self, good: Collection[int], step: str, reply: tuple[int, bytes], letter: Letter) -> None:
         code, text = reply
@@ -182,6 +184,10 @@ class _Line(smtplib.SMTP):
             self.sock.settimeout(self.timeout)
         return reply
 
+    def is_ahead(self) -> bool:
+        """Whether the server has said more than it was asked, as far as that was read."""
+        return isinstance(self.file, _Replies) and self.file.has_more
+
     def close(self) -> None:
         super().close()
         if self.wire is not None:
@@ -223,6 +229,11 @@ class _Replies:
     def begin(self, timeout: float) -> None:
         """A reply is to come, all of it within so many seconds."""
         self._until, self._left = time.monotonic() + timeout, _LONGEST_REPLY
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is something behind the last line."""
+        return bool(self._rest)
 
     def readline(self, limit: int) -> bytes:
         while b"\n" not in self._rest and len(self._rest) < limit and (more := self._receive()):

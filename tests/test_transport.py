@@ -311,6 +311,19 @@ class TestSmtp:
             transport.send(REMINDER)
         assert time.monotonic() - began < 20
 
+    def test_an_answer_to_the_message_before_it_was_sent_is_none(self) -> None:
+        def too_soon(connection: socket.socket) -> None:
+            connection.sendall(b"354 go\r\n250 taken\r\n")
+            silence(connection)
+
+        with (
+            talking(b"data", too_soon) as url,
+            open_transport(parse_mail_url(url), Path()) as transport,
+            pytest.raises(NotSent, match="an answer to the message before it was sent") as raised,
+        ):
+            transport.send(REMINDER)
+        assert raised.value.permanent is False
+
     def test_a_goodbye_that_comes_drop_by_drop_is_not_waited_for(self) -> None:
         with talking(b"quit", dribble) as url:
             transport = open_transport(parse_mail_url(url), Path())
