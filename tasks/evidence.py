@@ -26,11 +26,12 @@ Event = dict[str, Any]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a line lies."""
+    """Where a line lies: in the generation that is live, where `generation` is 0."""
 
     log: str
     partition: int
     offset: int
+    generation: int = 0
 
     def __str__(self) -> str:
         return f"{self.log}:{self.partition}:{self.offset}"
@@ -82,17 +83,30 @@ class Evidence:
         """The generation of a log that is live."""
         return self.look.live_generation(log)
 
+    def generation_at(self, place: Place) -> int:
+        """The generation in which a place lies."""
+        return place.generation or self.generation_of(place.log)
+
+    def others(self, log: str) -> list[int]:
+        """The generations of a derived log that are there and not live, newest first."""
+        live = self.generation_of(log)
+        return [g for g in reversed(self.look.generations()) if g != live and self._is_there(log, g)]
+
     def line(self, place: Place) -> bytes:
-        """The line at a place, of the live generation where there are several.
+        """The line at a place.
 
         Raises:
             UsageError: there is none, or a line does not start there.
         """
-        partitions = self.store.partitions(place.log, self.generation_of(place.log))
+        generation = self.generation_at(place)
+        partitions = self.store.partitions(place.log, generation)
+        if place.generation and not self._is_there(place.log, generation):
+            raise UsageError(f"generation {generation} of {place.log} is gone: it was discarded", where=str(place))
         if place.partition not in partitions:
             known = ", ".join(map(str, partitions))
             raise UsageError("there is no such line", where=str(place), expected=f"one of the partitions {known}")
-        reader, end = self._reader(place.log, place.partition), self._end(place.log, place.partition)
+        reader = self._reader(place.log, place.partition, generation)
+        end = self._end(place.log, place.partition, generation)
         if place.offset >= end:
             raise UsageError("there is no such line", where=str(place), expected=f"an offset below {end}")
         if place.offset and reader.line_start(place.offset + 1) != place.offset:
@@ -100,13 +114,16 @@ class Evidence:
             raise UsageError("not the start of a line", where=str(place), do=f"The line there starts at {start}")
         return reader.line(place.offset)
 
-    def lines_with(self, log: str, needle: bytes, partition: int | None = None) -> Iterator[tuple[Place, bytes]]:
-        """The committed lines of a log that hold some bytes, oldest first."""
-        for part in self.store.partitions(log, self.generation_of(log)):
+    def lines_with(
+        self, log: str, needle: bytes, partition: int | None = None, generation: int = 0
+    ) -> Iterator[tuple[Place, bytes]]:
+        """The committed lines of a log that hold some bytes, oldest first; of the generation that is live where none is named."""
+        of = generation or self.generation_of(log)
+        for part in self.store.partitions(log, of):
             if partition not in (None, part):
                 continue
-            for offset, line in lines_with(self._reader(log, part), needle, self._end(log, part)):
-                yield Place(log, part, offset), line
+            for offset, line in lines_with(self._reader(log, part, of), needle, self._end(log, part, of)):
+                yield Place(log, part, offset, generation), line
 
     def version(self, processor: str, place: Place, generation: int, run: WrittenBy | None = None) -> Version | None:
         """Settings and code of a processor when it took the line at `place`, in `run`; None where none were written down."""
@@ -124,7 +141,7 @@ class Evidence:
         rows: list[Row] = self.look.rows(
             'SELECT run, flow_run_id, since FROM written_by WHERE log = :log AND generation = :generation '
             'AND "partition" = :partition AND start <= :offset ORDER BY start DESC LIMIT 1',
-            log=place.log, generation=self.generation_of(place.log), partition=place.partition, offset=place.offset,
+            log=place.log, generation=self.generation_at(place), partition=place.partition, offset=place.offset,
         )  # fmt: skip
         if not rows:
             return None
@@ -133,16 +150,19 @@ class Evidence:
             rows[0]["run"], run_id, rows[0]["since"], f"{self.ui}/runs/flow-run/{run_id}" if run_id else ""
         )
 
-    def _reader(self, log: str, partition: int) -> PartitionReader:
-        key = log, partition, self.generation_of(log)
+    def _is_there(self, log: str, generation: int) -> bool:
+        return self.store.directory(log, 0, generation).parent.is_dir()
+
+    def _reader(self, log: str, partition: int, generation: int) -> PartitionReader:
+        key = log, partition, generation
         if key not in self._readers:
             self._readers[key] = self.store.reader(*key)
         return self._readers[key]
 
-    def _end(self, log: str, partition: int) -> int:
+    def _end(self, log: str, partition: int, generation: int) -> int:
         if self.processor_of(log):
-            return self.look.committed_end(log, partition, self.generation_of(log))
-        return self._reader(log, partition).end()
+            return self.look.committed_end(log, partition, generation)
+        return self._reader(log, partition, generation).end()
 
 
 def check_text(text: str) -> str:

@@ -90,18 +90,19 @@ def why(evidence: Evidence, ident: str) -> Why:
         UsageError: nothing is known of it.
     """
     place, line = find(evidence, ident.strip())
-    chain = [step(evidence, place, line)]
+    generation, chain = place.generation, [step(evidence, place, line)]
     while (source := _source(evidence, place, line)) is not None:
         place, carried = source, line
         try:
             line = evidence.line(place)
         except AfterlogError as error:
-            chain[-1].notes.append(f"its cause cannot be read ({error}); what it carries of it is in caused_by")
+            left = "; what it carries of it is in caused_by" if b'"caused_by":' in carried else ""
+            chain[-1].notes.append(f"its cause cannot be read ({error}){left}")
             break
         chain.append(step(evidence, place, line, _check_carried(carried, line)))
     first = chain[0]
     sending = sending_of(evidence, first.id) if first.verb == "EMAIL" else None
-    return Why(ident, chain, sending, _came_of(evidence, first))
+    return Why(ident, chain, sending, _came_of(evidence, first, generation))
 
 
 def find(evidence: Evidence, ident: str) -> tuple[Place, bytes]:
@@ -118,13 +119,19 @@ def find(evidence: Evidence, ident: str) -> tuple[Place, bytes]:
     log = evidence.log_of(ident.partition("/")[0])
     cause = _PLACE.search(ident)
     partition = int(cause[2]) if cause else None  # a derived event has the partition of its cause
-    found = [
-        (place, line) for place, line in evidence.lines_with(log, as_json(ident), partition)
-        if parse_event(line)["event"]["id"] == ident
-    ]  # fmt: skip
-    if not found:
-        raise UsageError("no such event", found=repr(ident), do=f"See: afterlog read {log}")
-    return found[-1]  # a log that has lost its end may give an id a second time
+    others = evidence.others(log)
+    mails = evidence.look.rows("SELECT generation FROM delivery WHERE event_id = :id", id=ident)
+    queued = mails[0]["generation"] if mails else 0
+    for generation in (0, *sorted(others, key=lambda other: other != queued)):  # what is live, and what the mail was of
+        found = [
+            (place, line) for place, line in evidence.lines_with(log, as_json(ident), partition, generation)
+            if parse_event(line)["event"]["id"] == ident
+        ]  # fmt: skip
+        if found:
+            return found[-1]  # a log that has lost its end may give an id a second time
+    if queued and queued not in (evidence.generation_of(log), *others):
+        raise UsageError("the event of this mail is gone", found=f"generation {queued} of {log}, which was discarded")
+    raise UsageError("no such event", found=repr(ident), do=f"See: afterlog read {log}")
 
 
 def step(evidence: Evidence, place: Place, line: bytes, notes: list[str] | None = None) -> Step:
@@ -138,8 +145,8 @@ def step(evidence: Evidence, place: Place, line: bytes, notes: list[str] | None 
             return Step(str(place), "", "", -1, -1, text, notes=[*notes, f"no event: {error}"])
         return Step(str(place), "", event.verb, event.at, -1, text, notes=notes)
     found, source = parse_event(line), _source(evidence, place, line)
-    generation = evidence.generation_of(place.log)
-    shown_by, shown_at = _shown_by(evidence, found, source)
+    generation = evidence.generation_at(place)
+    shown_by, shown_at = _shown_by(evidence, found, source, generation)
     run = evidence.written_by(place)
     version = evidence.version(processor, shown_at, generation, run) if shown_at and place.log != DELIVERIES else None
     settings = version.settings if version else {}
@@ -148,7 +155,7 @@ def step(evidence: Evidence, place: Place, line: bytes, notes: list[str] | None 
         str(place), found["event"]["id"], verb if isinstance(verb, str) else verb["type"], found["context"]["at"],
         found["event"]["inserted_at"], text, rule_of(found, settings), shown_by, settings,
         version.code if version else "", f"clock:0:{version.offset}" if version else "", run,
-        [*notes, *_notes(found)],
+        [*notes, *_notes(evidence, found, place)],
     )  # fmt: skip
 
 
@@ -170,10 +177,29 @@ def sending_of(evidence: Evidence, mail: str) -> Sending:
 
 
 def _source(evidence: Evidence, place: Place, line: bytes) -> Place | None:
+    """Where the cause lies. A derived one is of the generation that was read: that of the event's own, or what was live then."""
     if not evidence.processor_of(place.log):
         return None
     source = parse_event(line)["context"].get("source")
-    return Place(source["log"], source["partition"], source["offset"]) if source else None
+    if not source:
+        return None
+    log, spot = source["log"], (source["log"], source["partition"], source["offset"])
+    if not evidence.processor_of(log):
+        return Place(*spot)
+    live = evidence.generation_of(log)
+    if place.log == DELIVERIES:
+        named = source.get("generation", 1)
+        return Place(*spot, 0 if named == live else named)
+    places = [Place(*spot, 0 if generation == live else generation) for generation in (live, *evidence.others(log))]
+    places.sort(key=lambda each: each.generation != place.generation)
+    return next((each for each in places if _is_carried(evidence, line, each)), places[0])
+
+
+def _is_carried(evidence: Evidence, derived: bytes, cause: Place) -> bool:
+    try:
+        return not _check_carried(derived, evidence.line(cause))
+    except AfterlogError:
+        return False
 
 
 def _check_carried(derived: bytes, cause: bytes) -> list[str]:
@@ -184,7 +210,7 @@ def _check_carried(derived: bytes, cause: bytes) -> list[str]:
     return [] if same else ["the bytes here are other ones than the event carries as its cause"]
 
 
-def _shown_by(evidence: Evidence, found: Event, source: Place | None) -> tuple[str, Place | None]:
+def _shown_by(evidence: Evidence, found: Event, source: Place | None, generation: int) -> tuple[str, Place | None]:
     """What showed it, where that is not the cause itself; and where its processor stood then."""
     if source is None or found["verb"] != {"type": "ABANDONED_BASKET"}:
         return "", source
@@ -203,7 +229,6 @@ def _shown_by(evidence: Evidence, found: Event, source: Place | None) -> tuple[s
         start=source.offset + 1 + len(evidence.line(source)),
         until=clock,
     )
-    generation = evidence.generation_of(evidence.log_of("abandonment"))
     for event in after:
         version = evidence.version("abandonment", Place(source.log, source.partition, event.offset), generation)
         settings = settings_at([version] if version else [], event.offset, abandonment.Settings())
@@ -213,22 +238,26 @@ def _shown_by(evidence: Evidence, found: Event, source: Place | None) -> tuple[s
     return f"the customer's next event, of {show(clock)}", source
 
 
-def _notes(found: Event) -> list[str]:
-    closes = found["context"].get("abandonment")
-    return [f"of the abandonment {closes}"] if closes else []
+def _notes(evidence: Evidence, found: Event, place: Place) -> list[str]:
+    closes, live = found["context"].get("abandonment"), evidence.generation_of(place.log)
+    notes = [f"of the abandonment {closes}"] if closes else []
+    if place.generation not in (0, live):
+        notes.append(f"of generation {place.generation}, which is not live: generation {live} of {place.log} is")
+    return notes
 
 
-def _came_of(evidence: Evidence, first: Step) -> list[Step]:
-    """The events that name `first` as their cause, in the logs of those who read its log."""
+def _came_of(evidence: Evidence, first: Step, generation: int) -> list[Step]:
+    """The events that name `first` as their cause, in the logs of those who read its log; in its own generation."""
     log = first.place.partition(":")[0]
     cause, found = first.id or first.place, []
     for processor in evidence.topology.all():
         if processor.reads == log and processor.writes is not None:
             mine = evidence.lines_with(
-                processor.writes, as_json(f"{processor.name}/{cause}/"), int(first.place.split(":")[1])
+                processor.writes, as_json(f"{processor.name}/{cause}/"), int(first.place.split(":")[1]), generation
             )
             found += [step(evidence, place, line) for place, line in mine if _caused_by(line, first.place)]
-    for place, line in evidence.lines_with(log, as_json(first.id)) if first.verb == "ABANDONED_BASKET" else ():
+    closed = evidence.lines_with(log, as_json(first.id), None, generation) if first.verb == "ABANDONED_BASKET" else ()
+    for place, line in closed:
         if parse_event(line)["context"].get("abandonment") == first.id:
             found.append(step(evidence, place, line))
     return found

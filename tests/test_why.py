@@ -22,14 +22,17 @@ from storage.store import Store
 from storage.times import now, show
 from tasks.evidence import Evidence
 from tasks.process import FinalTick, process_to_end
+from tasks.promote import promote, rollback
+from tasks.replay import drop_replay
 from tasks.topology import build_topology
 from tasks.why import Why
 from tasks.why import why as answer_why
 from tasks.why_not import WhyNot
 from tasks.why_not import why_not as answer_why_not
-from tests.conftest import ROOT, afterlog
+from tests.conftest import ROOT, afterlog, log_bytes
 from tests.helpers import process
 from tests.test_deliver import ANN, MINUTE, deliver, did, left_behind, run_of, submitted
+from tests.test_promotion import LONGER, recent, replayed
 
 LEMON = {"id": 3, "name": "Lemon", "price": 5, "count": 2}
 LEFT = "abandonment/events:0:0/abandoned"
@@ -128,6 +131,64 @@ def test_an_abandonment_that_the_customer_s_next_event_showed_names_it_and_what_
     assert recovered.chain[0].notes == [f"of the abandonment abandonment/events:0:{len(lines[0]) + 1}/abandoned"]
     assert recovered.chain[1].verb == "ORDERED"
     assert [s.verb for s in why(store, lefts[0].id).came_of_it] == ["EMAIL", "RECOVERED_BASKET"]
+
+
+def test_a_mail_that_was_sent_is_told_of_the_generation_that_gave_it_whatever_is_live_now(store: Store) -> None:
+    """Another customer's event lies at its place in what is live now."""
+    save_contacts(store.database, [Entry("CUSTOMER", str(n), f"{n}@example.com", False) for n in (1, 2)])
+    # 1 paused for 40 minutes: reminded of what she left before that; by 45 minutes of what she left after it.
+    append(store, recent(2, 110), recent(1, 100), recent(1, 60), recent(1, 5))
+    bring(store, now() - 2000)
+    deliver(store)
+    letters = [message_from_bytes(path.read_bytes()) for path in (store.home / "outbox").rglob("*.eml")]
+    sent = [json.loads(line)["event"]["id"] for line in log_bytes(store.home, "deliveries").splitlines()]
+    asked = [*(str(letter["Message-ID"]) for letter in letters), *sent]
+    before = {ident: why(store, ident) for ident in asked}
+    came = why(store, before[asked[0]].chain[-2].id).came_of_it
+    replayed(store, **LONGER)
+    topology = build_topology(store.settings)
+    promote(store, topology, "longer", "test")
+    gone = 0
+    for ident, then in before.items():
+        found = why(store, ident)
+        assert [(step.verb, step.id, step.at) for step in found.chain] == [(s.verb, s.id, s.at) for s in then.chain]
+        assert found.chain[-1] == then.chain[-1]
+        others = [
+            step for step in found.chain if any(n.startswith("of generation 1, which is not") for n in step.notes)
+        ]
+        assert [(step.place, step.line, step.settings, step.run) for step in others] == [
+            (step.place, step.line, step.settings, step.run)
+            for step in then.chain
+            if step.place in {other.place for other in others}
+        ]
+        gone += len(others)
+    assert gone >= 6
+    assert [step.id for step in why(store, before[asked[0]].chain[-2].id).came_of_it] == [step.id for step in came]
+    rollback(store, topology, "longer", "test")
+    assert {ident: why(store, ident) for ident in asked} == before
+
+
+def test_a_mail_whose_generation_was_discarded_says_so(store: Store) -> None:
+    save_contacts(store.database, [Entry("CUSTOMER", "1", "1@example.com", False)])
+    append(store, recent(1, 120), recent(1, 80))
+    bring(store, now() - 2000)
+    topology = build_topology(store.settings)
+    replayed(store, **LONGER)
+    promote(store, topology, "longer", "test")
+    deliver(store)
+    [mail] = [row["event_id"] for row in Look(store).rows("SELECT event_id FROM delivery WHERE state = 'SENT'")]
+    assert why(store, mail).chain[0].notes == []
+    rollback(store, topology, "longer", "test")
+    assert why(store, mail).chain[0].notes == ["of generation 2, which is not live: generation 1 of reminders is"]
+    drop_replay(store, "longer", "test")
+    with pytest.raises(
+        UsageError, match="the event of this mail is gone; found generation 2 of reminders, which was dis"
+    ):
+        why(store, mail)
+    [step] = why(store, f"deliver/{mail}/sent").chain
+    assert step.notes == [
+        "its cause cannot be read (reminders:0:0: generation 2 of reminders is gone: it was discarded)"
+    ]
 
 
 def test_settings_and_run_are_those_of_then_whatever_came_later(make_store: Callable[..., Store]) -> None:
