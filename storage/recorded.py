@@ -59,12 +59,17 @@ class Ticks:
         count = bisect_right(ticks, offset, key=lambda tick: tick.end)
         return ticks[count - 1].as_of if count else -1
 
-    def at(self, as_of: int) -> Recorded | None:
-        """The first tick of exactly this time; None where there is none."""
+    def at(self, as_of: int, beyond: int = -1) -> Recorded | None:
+        """The first tick of exactly this time that took what lies at the offset `beyond`; None where there is none.
+
+        Where a log grows and the time does not (a wall clock that went back, a log's own end), several have one time.
+        """
         for index in range(self._last_block(lambda tick: tick.as_of < as_of), self._blocks):
             for tick in self._ticks(index):
-                if tick.as_of >= as_of:
-                    return tick if tick.as_of == as_of else None
+                if tick.as_of > as_of:
+                    return None
+                if tick.as_of == as_of and tick.end > beyond:
+                    return tick
         return None
 
     def _last_block(self, is_before: Callable[[Recorded], bool]) -> int:

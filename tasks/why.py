@@ -214,28 +214,23 @@ def _shown_by(evidence: Evidence, found: Event, source: Place | None, generation
     """What showed it, where that is not the cause itself; and where its processor stood then."""
     if source is None or found["verb"] != {"type": "ABANDONED_BASKET"}:
         return "", source
-    clock = found["event"]["inserted_at"]
+    clock, key, last = found["event"]["inserted_at"], str(found["subject"]["id"]), found["context"]["at"]
+    log, partition, offset = source.log, source.partition, source.offset
     ticks = evidence.ticks(source)
-    tick = ticks.at(clock)
+    tick = ticks.at(clock, offset)
     ticks.close()
-    if tick is not None and tick.end > source.offset:
-        return f"the tick clock:0:{tick.offset} of {show(tick.as_of)}", Place(source.log, source.partition, tick.end)
-    key, last = str(found["subject"]["id"]), found["context"]["at"]
-    after = subject_events(
-        evidence.store,
-        source.log,
-        source.partition,
-        key,
-        start=source.offset + 1 + len(evidence.line(source)),
-        until=clock,
-    )
-    for event in after:
-        version = evidence.version("abandonment", Place(source.log, source.partition, event.offset), generation)
+    begin = offset + 1 + len(evidence.line(source))
+    for event in subject_events(evidence.store, log, partition, key, start=begin, until=clock):
+        at = Place(log, partition, event.offset)
+        if event.clock < clock or (tick is not None and event.offset >= tick.end):
+            continue  # a tick and an event may have one clock: whatever came first has shown it
+        version = evidence.version("abandonment", at, generation)
         settings = settings_at([version] if version else [], event.offset, abandonment.Settings())
         if event.clock > last + settings.timeout and counts(event, settings):
-            at = Place(source.log, source.partition, event.offset)
             return f"the customer's next event, {at}, of {show(clock)}", at
-    return f"the customer's next event, of {show(clock)}", source
+    if tick is None:
+        return f"what was known by {show(clock)}: neither a tick nor an event of that moment is found", source
+    return f"the tick clock:0:{tick.offset} of {show(tick.as_of)}", Place(log, partition, tick.end)
 
 
 def _notes(evidence: Evidence, found: Event, place: Place) -> list[str]:

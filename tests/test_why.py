@@ -133,6 +133,40 @@ def test_an_abandonment_that_the_customer_s_next_event_showed_names_it_and_what_
     assert [s.verb for s in why(store, lefts[0].id).came_of_it] == ["EMAIL", "RECOVERED_BASKET"]
 
 
+def test_whatever_came_first_of_a_tick_and_an_event_of_one_clock_showed_it(store: Store) -> None:
+    # Ticks of the log's end: the first has the clock of 1's second event, which came before it. The second has it too,
+    # and takes 2, whose line came late and without a stamp.
+    second, late = recent(1, 100), json.loads(recent(2, 190))
+    del late["event"]
+    append(store, recent(1, 200), second)
+    bring(store, "log-end")
+    append(store, json.dumps(late).encode())
+    bring(store, "log-end")
+    shown = [why(store, f"baskets:0:{place}").chain[0].shown_by for place in _offsets(log_bytes(store.home, "baskets"))]
+    known = show(json.loads(second)["event"]["inserted_at"])
+    assert shown[0] == f"the customer's next event, events:0:{len(second) + 1}, of {known}"
+    ticks = [place for place, line in _offsets(log_bytes(store.home, "clock")).items() if b'"TICK"' in line]
+    assert shown[1:] == [f"the tick clock:0:{ticks[1]} of {known}"]
+
+
+def test_what_was_put_in_after_the_timeout_is_shown_by_what_came_after_it(store: Store) -> None:
+    """A basket that was empty when its customer's next event came: that event has not shown it."""
+    lines = [did("VIEWED", 200), did("ADDED_ITEM_TO_BASKET", 210, 150, item=LEMON), did("VIEWED", 100)]
+    append(store, *lines)
+    process(store.home)
+    (left,) = [why(store, f"baskets:0:{p}").chain for p in _offsets(log_bytes(store.home, "baskets"))]
+    assert left[0].shown_by.startswith(f"the customer's next event, events:0:{len(lines[0]) + len(lines[1]) + 2}, of ")
+    assert left[1].place == "events:0:0"
+
+
+def _offsets(log: bytes) -> dict[int, bytes]:
+    found, place = {}, 0
+    for line in log.splitlines(keepends=True):
+        found[place] = line
+        place += len(line)
+    return found
+
+
 def test_a_mail_that_was_sent_is_told_of_the_generation_that_gave_it_whatever_is_live_now(store: Store) -> None:
     """Another customer's event lies at its place in what is live now."""
     save_contacts(store.database, [Entry("CUSTOMER", str(n), f"{n}@example.com", False) for n in (1, 2)])
