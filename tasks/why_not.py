@@ -91,7 +91,7 @@ class _Checks:
         if not self._basket.items:
             return Check("timeout", False, seen, place)
         if self._left is not None and self._left[1]["context"]["at"] == last:
-            return Check("timeout", False, f"{seen}, more than {show_duration(timeout)} ago", place)
+            return Check("timeout", False, f"{seen}, {show_duration(self._wall - last)} ago", place)
         if passed <= 0:
             return Check(
                 "timeout",
@@ -149,23 +149,30 @@ class _Checks:
 
     def _no_reminder(self, place: Place, event: Event) -> str:
         rows = self._evidence.look.rows(
-            'SELECT MAX("offset") AS at FROM checkpoint WHERE processor = :name AND log = :log AND "partition" = :part',
+            'SELECT MAX("offset") AS at FROM checkpoint WHERE processor = :name AND log = :log AND "partition" = :part AND live',
             name=_REMIND, log=place.log, part=place.partition,
         )  # fmt: skip
         if (rows[0]["at"] or 0) <= place.offset:
             return "no reminder yet: `deliver` has not read the abandonment"
         log, clock = self._evidence.log_of(_REMIND), event["event"]["inserted_at"]
+        gap = self._gap(log, place)
         earlier = [
             e
             for e in map(parse_event, self._lines(log, b'"object":{"id":%s,"type":"CUSTOMER",'))
-            if e["context"]["at"] < clock
+            if clock - gap < e["context"]["at"] < clock
         ]
         if not earlier:
             return "no reminder: `remind` gave none"
-        gap, before = show_duration(self._settings.reminder_gap), earlier[-1]
+        before = earlier[-1]
         return (
-            f"no reminder: one of {show(before['context']['at'])} is less than {gap} before ({before['event']['id']})"
+            f"no reminder: one of {show(before['context']['at'])} is less than {show_duration(gap)} before "
+            f"({before['event']['id']})"
         )
+
+    def _gap(self, log: str, place: Place) -> int:
+        """The gap between two reminders with which `remind` took the line at a place."""
+        version = self._evidence.version(_REMIND, place, self._evidence.generation_of(log))
+        return int(version.settings["gap"] if version else self._settings.reminder_gap)
 
     def _waits(self, next_at: int, not_after: int) -> str:
         brake = self._evidence.look.rows("SELECT state, reason FROM brake WHERE name = :name", name=DELIVER)

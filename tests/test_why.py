@@ -369,6 +369,28 @@ class TestWhyNot:
         deliver(again)
         assert re.match(r"no reminder: one of \S+ is less than 1d before \(remind/", why_not(again).answer)
 
+    def test_the_gap_and_the_timeout_are_those_of_then(self, make_store: Callable[..., Store]) -> None:
+        store = make_store(timeout="10m")
+        append(store, added(75), did("VIEWED", 15))
+        bring(store)
+        process_to_end(run_of(store), "remind", None)
+        answer = why_not(store).answer
+        assert re.match(r"no reminder: one of \S+ is less than 1d before \(remind/", answer)
+        later = make_store(timeout="20m", reminder_gap="30m")
+        found = why_not(later)
+        assert found.answer == answer
+        assert re.search(r", 15m( [0-9]s)? ago$", found.checks[1].detail)
+
+    def test_who_has_not_been_read_is_not_told_by_a_generation_that_is_not_live(self, store: Store) -> None:
+        append(store, *[recent(1, 500 - 40 * n) for n in range(10)])
+        bring(store, now() - 2000)
+        deliver(store)
+        replayed(store, **LONGER)
+        promote(store, build_topology(store.settings), "longer", "test")
+        append(store, recent(2, 50))
+        bring(store)
+        assert why_not(store, "2").answer == "no reminder yet: `deliver` has not read the abandonment"
+
 
 @pytest.mark.only("sqlite")
 def test_the_commands_answer_in_lines_and_in_json_without_prefect(store: Store) -> None:
