@@ -126,12 +126,15 @@ class Differ:
 
     def __init__(self, since: int | None, until: int | None) -> None:
         self._since, self._until = since, until
+        self._mails = False
         self._folder = tempfile.TemporaryDirectory(prefix="afterlog-diff-")
         self._db = sqlite3.connect(Path(self._folder.name) / "diff.db", isolation_level=None, check_same_thread=False)
         self._db.executescript(
             "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-16000;"
-            "CREATE TABLE old (id TEXT PRIMARY KEY, digest BLOB, at, verb, who, offset, not_after) WITHOUT ROWID;"
+            # An id may be there twice: where a log lost its end, its offsets were given again.
+            "CREATE TABLE old (id TEXT, digest BLOB, at, verb, who, offset, not_after, PRIMARY KEY (id, offset)) WITHOUT ROWID;"
             "CREATE TABLE found (log, kind, id, who, verb, old_at, new_at, not_after);"
+            "CREATE TABLE mailed (who TEXT, side TEXT, PRIMARY KEY (who, side));"
         )
 
     def close(self) -> None:
@@ -139,9 +142,10 @@ class Differ:
         self._db.close()
         self._folder.cleanup()
 
-    def compare(self, log: str, sides: list[tuple[Side, Side]]) -> LogDiff:
-        """Compare the live generation of a log with another, a pair of sides for each partition."""
-        diff = LogDiff(log)
+    def compare(self, log: str, sides: list[tuple[Side, Side]], *, mails: bool = False) -> LogDiff:
+        """Compare the live generation of a log with another, a pair of sides for each partition; `mails` where its EMAILs are
+        delivered."""
+        diff, self._mails = LogDiff(log), mails
         for old, new in sides:
             self._partition(diff, old, new)
         for kind in (ADDED, REMOVED, CHANGED):
@@ -155,17 +159,18 @@ class Differ:
         return diff
 
     def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-        """What a SELECT over `found` gives: log, kind, id, who, verb, old_at, new_at, not_after."""
+        """What a SELECT gives over `found` (log, kind, id, who, verb, old_at, new_at, not_after), or over `mailed`: who is sent
+        mails by which `side`, `old` or `new`, in log order."""
         return self._db.execute(sql, values).fetchall()
 
     def _partition(self, diff: LogDiff, old: Side, new: Side) -> None:
         before, after = self._lines(old), self._lines(new)
         one, other = next(before, None), next(after, None)
+        self._db.execute("BEGIN")
         while one is not None and other is not None and one.id == other.id and one.digest == other.digest:
             self._count(diff, one, other)
             diff.same += 1
             one, other = next(before, None), next(after, None)
-        self._db.execute("BEGIN")
         self._db.execute("DELETE FROM old")
         while one is not None:
             self._count(diff, one, None)
@@ -182,9 +187,12 @@ class Differ:
         self._db.execute("COMMIT")
 
     def _match(self, diff: LogDiff, line: Line) -> None:
-        known = self._db.execute("SELECT digest, at FROM old WHERE id = ?", (line.id,)).fetchone()
+        known = self._db.execute(
+            "SELECT digest, at, offset FROM old WHERE id = ? ORDER BY digest <> ?, offset LIMIT 1",
+            (line.id, line.digest),
+        ).fetchone()
         if known is not None:
-            self._db.execute("DELETE FROM old WHERE id = ?", (line.id,))
+            self._db.execute("DELETE FROM old WHERE id = ? AND offset = ?", (line.id, known[2]))
             if known[0] == line.digest:
                 diff.same += 1
                 return
@@ -193,6 +201,9 @@ class Differ:
         self._db.execute("INSERT INTO found VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def _count(self, diff: LogDiff, old: Line | None, new: Line | None) -> None:
+        if self._mails:
+            mailed = [(line.who, side) for line, side in ((old, "old"), (new, "new")) if line and line.verb == "EMAIL"]
+            self._db.executemany("INSERT OR IGNORE INTO mailed VALUES (?, ?)", mailed)
         if old is not None:
             diff.old += 1
             diff.old_hours[old.at // HOUR * HOUR] += 1

@@ -22,7 +22,7 @@ _AT_ONCE = 500
 class Impact:
     """Who would have been mailed who was not, and the other way round; `mails_...` count mails, not people.
 
-    A person whom both generations mail, at other times or about other baskets, is in neither list.
+    A person whom both generations mail in what is compared, at other times or about other baskets, is in neither list.
     """
 
     mails_added: int
@@ -62,7 +62,7 @@ class Comparison:
 def compare(store: Store, topology: Topology, planned: Planned) -> Comparison:
     """Compare a replay's generation with what was live, as far as its plan says."""
     plan, generation = planned.plan, planned.generation
-    differ = Differ(plan.since, plan.until)
+    differ, mails = Differ(plan.since, plan.until), [log for log in plan.logs if log in topology.mail_logs()]
     try:
         found = []
         for name in plan.processors:
@@ -76,31 +76,33 @@ def compare(store: Store, topology: Topology, planned: Planned) -> Comparison:
                 old = Side(store.reader(log, part, plan.base[log]), plan.ends.get(f"{log}/{part}", 0), limits[0])
                 new = Side(store.reader(log, part, generation), store.committed_end(log, part, generation), limits[1])
                 sides.append((old, new))
-            found.append(differ.compare(log, sides))
+            found.append(differ.compare(log, sides, mails=log in mails))
             for old, new in sides:
                 old.reader.close()
                 new.reader.close()
-        mails = [log for log in plan.logs if log in topology.mail_logs()]
-        return Comparison(found, _impact(store, differ) if mails else None)
+        return Comparison(found, _impact(store, differ, mails) if mails else None)
     finally:
         differ.close()
 
 
-def _impact(store: Store, differ: Differ) -> Impact:
-    mail = "FROM found WHERE verb = 'EMAIL' AND kind = ?"
-    only = f"SELECT DISTINCT who {mail} AND who NOT IN (SELECT who {mail})"  # text of our own
+def _impact(store: Store, differ: Differ, mails: list[str]) -> Impact:
+    mail = f"FROM found WHERE verb = 'EMAIL' AND kind = ? AND log IN ({', '.join('?' * len(mails))})"
     counts = [
-        differ.rows(f"SELECT COUNT(*) {mail}", kind)[0][0]  # text of our own
+        differ.rows(f"SELECT COUNT(*) {mail}", kind, *mails)[0][0]  # text of our own
         for kind in (ADDED, REMOVED)
     ]
-    people = [differ.rows(f"SELECT COUNT(*) FROM ({only})", *kinds)[0][0] for kinds in _BOTH_WAYS]  # noqa: S608  # text of our own
-    names = [[who for (who,) in differ.rows(f"{only} LIMIT {PEOPLE}", *kinds)] for kinds in _BOTH_WAYS]
-    late = differ.rows(f"SELECT COUNT(*) {mail} AND not_after < ?", ADDED, now())[0][0]  # text of our own
-    removed = [ident for (ident,) in differ.rows(f"SELECT id {mail}", REMOVED)]  # text of our own
+    people = [differ.rows(f"SELECT COUNT(*) {_ONLY}", side)[0][0] for side in ("new", "old")]
+    names = [
+        [who for (who,) in differ.rows(f"SELECT who {_ONLY} ORDER BY rowid LIMIT {PEOPLE}", side)]
+        for side in ("new", "old")
+    ]
+    late = differ.rows(f"SELECT COUNT(*) {mail} AND not_after < ?", ADDED, *mails, now())[0][0]  # text of our own
+    removed = [ident for (ident,) in differ.rows(f"SELECT id {mail}", REMOVED, *mails)]  # text of our own
     return Impact(counts[0], counts[1], people[0], people[1], names[0], names[1], _sent(store, removed), late)
 
 
-_BOTH_WAYS = ((ADDED, REMOVED), (REMOVED, ADDED))
+_ONLY = "FROM mailed m WHERE side = ? AND NOT EXISTS (SELECT 1 FROM mailed o WHERE o.who = m.who AND o.side <> m.side)"
+"""Whom one generation alone mails."""
 
 
 def _sent(store: Store, ids: list[str]) -> int:

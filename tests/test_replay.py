@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import json
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -93,6 +95,89 @@ def test_other_settings_show_as_added_removed_and_changed_and_in_whose_inbox(sto
     assert found.impact.no_longer == ["CUSTOMER 1"]
     assert found.impact.newly == []
     assert found.impact.mails_removed == 1
+
+
+def test_whom_both_generations_mail_is_in_neither_list(store: Store) -> None:
+    """Also where the mail that both have is the very same, and another one is gone."""
+    write(store, line(1, 0), as_of=100)
+    write(store, line(1, 6000), line(1, 6040), line(2, 6041), as_of=6042)
+    write(store, line(1, 6043, "ORDERED"), line(2, 6080), line(2, 6081, "ORDERED"), as_of=8000)
+    _, found = again(store, settings={"timeout": "45m"})
+    assert (found.logs[1].same, found.logs[1].removed) == (1, 2)
+    assert found.impact is not None
+    assert (found.impact.no_longer, found.impact.newly) == (["CUSTOMER 2"], [])
+    assert (found.impact.no_longer_mailed, found.impact.mails_removed) == (1, 2)
+    _, found = again(store, settings={"timeout": "45m"}, from_="2001-09-11T00:00:00Z")
+    assert found.impact is not None
+    assert sorted(found.impact.no_longer) == ["CUSTOMER 1", "CUSTOMER 2"], "the one before is not compared"
+
+
+MAILER = """
+from tasks.processors import contract
+class Processor(contract.Processor):
+    name, reads, writes, mails = "mailer", "events", "letters", True
+    def event(self, event, state, out):
+        for _ in range(1 + {twice}):
+            out.emit(self, event, {{"id": "EMAIL_SYSTEM"}}, "EMAIL", {{"type": "CUSTOMER", "id": event.id + {other}, "template":
+                     "basket-reminder"}}, name="mail", at=event.clock, not_after=event.clock + 86_400_000)
+"""
+
+
+def use(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Have a processor of one's own, `own_mailer`."""
+    (folder / "own_mailer.py").write_text(code)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.delitem(sys.modules, "own_mailer", raising=False)
+    importlib.invalidate_caches()
+
+
+def test_a_mail_that_goes_to_somebody_else_touches_two_inboxes(
+    make_store: Callable[..., Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(tmp_path, monkeypatch, MAILER.format(twice=0, other=0))
+    store = make_store(processors=("own_mailer",))
+    append_lines(store, "events", [line(1, 0), line(2, 2)])
+    process(store.home, processors=("own_mailer",))
+    use(tmp_path, monkeypatch, MAILER.format(twice=0, other=1))
+    _, found = again(store, processors=("mailer",))
+    assert found.logs[0].changed == 2
+    assert found.impact is not None
+    assert (found.impact.newly, found.impact.no_longer) == (["CUSTOMER 3"], ["CUSTOMER 1"])
+
+
+def test_an_id_that_a_log_has_twice_is_compared_one_by_one(
+    make_store: Callable[..., Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a log lost its end and gave its offsets again."""
+    use(tmp_path, monkeypatch, MAILER.format(twice=1, other=0))
+    store = make_store(processors=("own_mailer",))
+    append_lines(store, "events", [line(1, 0), line(2, 2)])
+    process(store.home, processors=("own_mailer",))
+    _, found = again(store, processors=("mailer",))
+    assert found.is_nothing
+    use(tmp_path, monkeypatch, MAILER.format(twice=0, other="(event.id == 1)"))
+    _, found = again(store, processors=("mailer",))
+    diff = found.logs[0]
+    assert (diff.old, diff.new, diff.same, diff.changed, diff.removed, diff.added) == (4, 2, 1, 1, 2, 0)
+
+
+def test_what_is_no_mail_that_is_delivered_is_in_nobodys_inbox(
+    make_store: Callable[..., Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(tmp_path, monkeypatch, MAILER.format(twice=0, other=0).replace("mails = ", "kept = "))
+    store = make_store(processors=("own_mailer",))
+    append_lines(store, "events", [line(1, 0), line(2, 2)])
+    process(store.home, processors=("own_mailer",))
+    use(
+        tmp_path,
+        monkeypatch,
+        MAILER.format(twice=0, other=1).replace("mails = ", "kept = ").replace('name="', 'name="a-'),
+    )
+    _, found = again(store, processors=("mailer", "derive"))
+    assert {log.log: (log.added, log.removed) for log in found.logs} == {"letters": (2, 2), "reactions": (0, 0)}
+    assert found.impact is not None
+    assert (found.impact.mails_added, found.impact.mails_removed, found.impact.newly) == (0, 0, [])
 
 
 def test_recorded_settings_hold_again_from_where_they_held(make_store: Callable[..., Store]) -> None:
