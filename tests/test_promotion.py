@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from storage.locks import RunLock
 from storage.mails import MAY_HAVE_BEEN_SENT, WITHDRAWN
 from storage.restore import mark_restored
 from storage.store import Store
-from storage.times import now
+from storage.times import DAY, now
 from tasks.archive import archive_all
 from tasks.deliver import Deliverer, deliver_to_end
 from tasks.evidence import Evidence
@@ -43,7 +44,7 @@ from tasks.verify_derived import report, verify_derived
 from tasks.why_not import why_not
 from tests.conftest import afterlog, log_bytes
 from tests.helpers import copy_raw_logs, process, rows_of
-from tests.test_replay import MINUTE, START, line, write
+from tests.test_replay import MAILER, MINUTE, START, line, use, write
 
 BOTH_DATABASES = True
 pytestmark = pytest.mark.only("sqlite")
@@ -508,6 +509,34 @@ def test_nobody_is_mailed_again_within_the_gap_by_a_generation_that_does_not_kno
 
 
 @EITHER
+def test_a_mail_that_is_worth_sending_for_weeks_is_found_however_far_back_it_lies(
+    make_store: Callable[..., Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a processor of one's own, and of a setting of then; some wait, and some the new generation has alone."""
+    use(tmp_path, monkeypatch, MAILER.format(twice=0, other=0).replace("+ 86_400_000", "+ 30 * 86_400_000"))
+    store = make_store(processors=("own_mailer",), not_after="30d")
+    many = range(1, 301)
+    save_contacts(store.database, [Entry("CUSTOMER", str(n), f"{n}@example.com", False) for n in (*many, 1001)])
+    append_lines(store, "events", [recent(n, 14_400 - n / 100) for n in many])  # ten days ago
+    process(store.home, processors=("own_mailer",), not_after="30d", as_of=now() - 10 * DAY + 60 * MINUTE)
+    put_on(store.database, PAUSED, "a test")
+    deliver(store)
+    assert Counter(state for _, state, _ in outbox(store)) == {"WAITING": 600}
+    today = make_store(processors=("own_mailer",), not_after="1d")
+    replayed(today, processors=("remind",), name="reminders")
+    assert promote(today, build_topology(today.settings), "reminders", "test").queued == 0
+    code = MAILER.format(twice=0, other="1000 * (event.id == 1)").replace("+ 86_400_000", "+ 30 * 86_400_000")
+    use(tmp_path, monkeypatch, code.replace('name="mail"', 'name="mail" if event.id > 1 else "other"'))
+    replayed(today, processors=("mailer",), name="letters")
+    assert promote(today, build_topology(today.settings), "letters", "test").queued == 1
+    release(store.database)
+    deliver(today)
+    assert Counter((state, reason) for _, state, reason in outbox(store)) == {
+        ("SENT", ""): 600,
+        ("SUPPRESSED", WITHDRAWN): 1,
+    }
+
+
 @EITHER
 def test_a_mail_in_doubt_that_a_person_has_sent_once_more_is_sent_from_where_it_lies_by_then(store: Store) -> None:
     save_contacts(store.database, [Entry("CUSTOMER", "1", "1@example.com", False)])
