@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from storage.archive import Archive
 from storage.errors import AfterlogError
 from storage.manifest import ARCHIVED, MANIFEST, archived_end, digest_of, genesis, name_of, parse_entry, seal
 from storage.segment import Entry, Segment, list_segments
+from storage.span import span_of
 
 
 @dataclass
@@ -64,9 +66,10 @@ class Verifier:
             if entry.end <= upto:
                 found.archived += 1
                 checks.append((entry, self._pool.submit(self._check_object, directory, entry)))
-        found.problems += [
-            f"{_place(found.name, entry)}: {said}" for entry, check in checks if (said := check.result())
-        ]
+        problems = [f"{_place(found.name, entry)}: {said}" for entry, check in checks if (said := check.result())]
+        if entries and not problems:
+            problems = self._check_last(directory, entries, local.get(entries[-1].base))
+        found.problems += problems
         found.problems += _loose_ends(found.name, directory, entries, local, upto, needed)
         return found
 
@@ -95,6 +98,26 @@ class Verifier:
             found.bytes += entry.length
             yield entry
         found.head = previous
+
+    def _check_last(self, directory: Path, entries: Sequence[Entry], segment: Segment | None) -> list[str]:
+        """What is wrong with the last entry: none after it names its hash, so what it says is held against the bytes."""
+        entry, clock = entries[-1], entries[-2].last if len(entries) > 1 else 0
+        try:
+            if segment is not None:
+                span = span_of(segment.path, clock)
+            else:
+                with tempfile.NamedTemporaryFile(prefix="afterlog-verify-") as file:
+                    self._archive.unpack(directory, entry, file.write)
+                    file.flush()
+                    span = span_of(Path(file.name), clock)
+        except FileNotFoundError:  # it has gone to the archive since it was listed, where its bytes are checked too
+            return []
+        except AfterlogError as error:
+            return [str(error)]
+        said, true = (entry.events, entry.first, entry.last), (span.events, span.first, span.last)
+        where = f"{directory / MANIFEST}, line {len(entries)}"
+        told = f"{where}: it was changed: it gives {said} as lines, first and last clock; expected {true}"
+        return [] if said == true else [told]
 
     def _check_object(self, directory: Path, entry: Entry) -> str:
         """What is wrong with an archived segment; nothing where it is as it was."""

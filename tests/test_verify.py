@@ -215,6 +215,28 @@ class TestPlaces:
         path.write_bytes(whole)
         assert problems(store) == []
 
+    @pytest.mark.parametrize("archived", [False, True])
+    def test_every_byte_of_the_last_line_of_a_manifest_is_held_against_its_segment(
+        self, store: Store, archived: bool
+    ) -> None:
+        """No other line names its hash."""
+        if archived:
+            archive(store)
+        path = store.directory("events", 0) / MANIFEST
+        whole = path.read_bytes()
+        begin = whole[:-1].rindex(b"\n") + 1
+        assert (json.loads(whole[begin:])["base"] < int(local(store)[0].removesuffix(".jsonl"))) is archived
+        for place in range(begin, len(whole) - 1, 3 if archived else 1):
+            for byte in b"17" if whole[place : place + 1].isdigit() else b"x":
+                if whole[place] != byte:
+                    path.write_bytes(whole[:place] + bytes([byte]) + whole[place + 1 :])
+                    assert problems(store), (place, byte)
+        path.write_bytes(whole[:begin] + whole[begin:].replace(b'"last":1', b'"last":2'))
+        [problem] = problems(store)
+        assert problem.startswith(f"{path}, line {whole.count(bytes([10]))}: it was changed: it gives (")
+        path.write_bytes(whole)
+        assert problems(store) == []
+
     def test_the_growing_end_is_held_against_what_was_read_from_it(self, store: Store) -> None:
         path = store.directory("events", 0) / local(store)[-1]
         whole = path.read_bytes()
