@@ -109,8 +109,10 @@ class Evidence:
         end = self._end(place.log, place.partition, generation)
         if place.offset >= end:
             raise UsageError("there is no such line", where=str(place), expected=f"an offset below {end}")
-        if place.offset and reader.line_start(place.offset + 1) != place.offset:
+        start = place.offset and reader.line_start(place.offset + 1)
+        if start != place.offset:  # or it is an empty line, whose one byte ends it
             start = reader.line_start(place.offset)
+        if start != place.offset:
             raise UsageError("not the start of a line", where=str(place), do=f"The line there starts at {start}")
         return reader.line(place.offset)
 

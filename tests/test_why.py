@@ -133,6 +133,20 @@ def test_an_abandonment_that_the_customer_s_next_event_showed_names_it_and_what_
     assert [s.verb for s in why(store, lefts[0].id).came_of_it] == ["EMAIL", "RECOVERED_BASKET"]
 
 
+def test_an_empty_line_is_one(store: Store) -> None:
+    lines = [added(20), b"", b"", added(10)]
+    append(store, *lines)
+    process(store.home)
+    offset = len(lines[0]) + 1
+    for place in (offset, offset + 1):
+        found = why(store, f"quarantine/events:0:{place}/rejected")
+        assert [(step.place, step.line) for step in found.chain[1:]] == [(f"events:0:{place}", "")]
+        assert found.chain[0].notes == []
+        assert why(store, f"events:0:{place}").came_of_it == found.chain[:1]
+    with pytest.raises(UsageError, match=f"The line there starts at {offset + 2}"):
+        why(store, f"events:0:{offset + 3}")
+
+
 def test_whatever_came_first_of_a_tick_and_an_event_of_one_clock_showed_it(store: Store) -> None:
     # Ticks of the log's end: the first has the clock of 1's second event, which came before it. The second has it too,
     # and takes 2, whose line came late and without a stamp.
