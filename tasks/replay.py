@@ -27,6 +27,7 @@ from storage.generations import (
     sweep,
 )
 from storage.locks import RunLock
+from storage.segment import make_directory
 from storage.store import Store
 from tasks.local import side_by_side
 from tasks.process import Summary
@@ -172,6 +173,10 @@ def bring(
             os.nice(nice)  # this thread's: nobody without privileges can take it back
         return _bring(run, plan, name, goals, versions)
 
+    for (
+        log
+    ) in plan.logs:  # also where its processor has not begun: by its folder others see that there is another generation
+        make_directory(run.store.directory(log, 0, run.generation(log)))
     first = [name for name in plan.processors if run.topology.reads(name) not in plan.logs]
     rest = [[name] for name in plan.processors if name not in first]
     return [summary for names in (first, *rest) for summary in _side_by_side(run, names, one)]

@@ -658,6 +658,24 @@ def test_a_processor_without_a_log_stands_at_the_new_end(
     assert {p.processor: p for p in positions(store)}["counting"].lines == 4
 
 
+def test_a_log_that_nobody_has_written_yet_is_promoted_with_the_others(store: Store) -> None:
+    """`deliver` was never run, so `remind` has not begun, neither live nor in the replay."""
+    save_contacts(store.database, [Entry("CUSTOMER", "1", "1@example.com", False)])
+    append_lines(store, "events", [recent(1, 120)])
+    process(store.home, *build_topology(store.settings).on_raw_logs(), as_of=now() - 2000)
+    generation = replayed(store, settings={"not_after": "2d"}, name="later")
+    topology = build_topology(store.settings)
+    for _ in range(2):
+        promote(store, topology, "later", "test")
+        assert store.live_generation("reminders") == store.live_generation("reactions") == generation
+        deliver(store)
+        assert outbox(store) == [("1", "SENT", "")]
+        rollback(store, topology, "later", "test")
+        assert store.live_generation("reminders") == 1
+        deliver(store)
+        assert outbox(store) == [("1", "SENT", "")]
+
+
 def test_the_command_line_promotes_and_rolls_back(store: Store) -> None:
     history(store)
     replayed(store, **LONGER)
