@@ -6,7 +6,7 @@ Nothing is written but state, into a database of its own that is gone afterwards
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -89,7 +89,26 @@ def verify_derived(store: Store, topology: Topology, names: Sequence[str] = ()) 
             scratch.database.dispose()
     for error in outcome.failures.values():
         raise error
+    results += _unheld(store, topology, writers, ends, results)
     return sorted(results, key=lambda found: (writers.index(found.processor), found.partition))
+
+
+def _unheld(
+    store: Store,
+    topology: Topology,
+    writers: Sequence[str],
+    ends: Mapping[tuple[str, int], int],
+    found: Sequence[Verified],
+) -> list[Verified]:
+    """The logs that have bytes of a processor of which the database has no checkpoint: nothing says from what they follow."""
+    seen = {(one.log, one.partition) for one in found}
+    unheld = []
+    for name in writers:
+        for (log, partition), end in sorted(ends.items()):
+            if log == topology.writes(name) and end and (log, partition) not in seen:
+                said = f"{log}/{partition}: {end} bytes are committed, and the database has no checkpoint of {name} that is live"
+                unheld.append(Verified(name, log, partition, store.live_generation(log), difference=said))
+    return unheld
 
 
 class _Scratch(Store):

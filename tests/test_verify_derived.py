@@ -79,3 +79,16 @@ def test_code_that_is_gone_is_named_with_its_stretch(
     assert good, told
     assert any(f"vips/0: bytes 0 to {first} were made by code" in sentence for sentence in told)
     sys.modules.pop("vip_code")
+
+
+@pytest.mark.parametrize("how", ["DELETE FROM checkpoint", "UPDATE checkpoint SET live = 0"])
+def test_a_log_without_a_checkpoint_is_not_passed_over(store: Store, how: str) -> None:
+    write(store, line(1, 0), line(1, 50), as_of=100)
+    with store.database.write() as connection:
+        connection.exec_driver_sql(f"{how} WHERE processor = 'abandonment'")
+    good, told = check(store)
+    assert not good
+    end = len(log_bytes(store.home, "baskets"))
+    said = f"baskets/0: {end} bytes are committed, and the database has no checkpoint of abandonment that is live"
+    assert [each for each in told if each.startswith("baskets/")] == [said]
+    assert len(told) == len(DERIVED)
