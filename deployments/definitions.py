@@ -53,6 +53,11 @@ class Definition:
         return self.name == SHIFT
 
     @property
+    def full_name(self) -> str:
+        """What Prefect knows it by: `process/shift`."""
+        return f"{self.flow.name}/{self.name}"
+
+    @property
     def tags(self) -> list[str]:
         """What automations and filters know it by."""
         return ["afterlog", self.name]
@@ -81,9 +86,9 @@ DEFINITIONS = (
 )
 
 
-async def build(definition: Definition, settings: Settings) -> RunnerDeployment:
-    """A definition as the runner registers it."""
-    return await definition.flow.ato_deployment(
+async def build(definition: Definition, settings: Settings, *, paused: bool = False) -> RunnerDeployment:
+    """A definition as the runner registers it; its schedule stands still where it is `paused`."""
+    built = await definition.flow.ato_deployment(
         definition.name,
         parameters=definition.parameters,
         tags=definition.tags,
@@ -93,6 +98,9 @@ async def build(definition: Definition, settings: Settings) -> RunnerDeployment:
         schedule=DAILY_AT if definition.name == DAILY else None,
         concurrency_limit=AT_ONCE if definition.is_shift else None,
     )
+    for schedule in built.schedules or []:
+        schedule.active = not paused
+    return built
 
 
 def to_yaml(settings: Settings) -> str:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 from typing import Self
+from uuid import UUID
 
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.exceptions import ObjectNotFound
 from prefect.runner import Runner
 
 from deployments.automations import apply_automations
 from deployments.console import say
 from deployments.definitions import DEFINITIONS, build
-from storage.settings import load_settings
+from storage.settings import Settings, load_settings
 
 QUERY_SECONDS = 5
 _LOOK_SECONDS = 0.2
@@ -50,18 +52,42 @@ def new_runner(query_seconds: float = QUERY_SECONDS) -> Runner:
     return _Runner(name="afterlog", query_seconds=query_seconds, pause_on_shutdown=False)
 
 
+async def register(runner: Runner, settings: Settings) -> list[UUID]:
+    """Register every deployment; gives the ids of those of which a first shift is to start at once.
+
+    A schedule that a person has paused stays so, and nothing of it starts: Prefect's own registration would go on with it.
+    """
+    to_start = []
+    async with get_client() as client:
+        for definition in DEFINITIONS:
+            paused = await _is_paused(client, definition.full_name)
+            ident = await runner.aadd_deployment(await build(definition, settings, paused=paused))
+            if paused:
+                say(f"the schedule of {definition.full_name} was paused, and stays so until a person resumes it")
+            elif definition.is_shift:
+                to_start.append(ident)
+    return to_start
+
+
+async def _is_paused(client: PrefectClient, name: str) -> bool:
+    try:
+        found = await client.read_deployment_by_name(name)
+    except ObjectNotFound:
+        return False  # it is registered for the first time
+    return found.paused or (bool(found.schedules) and not any(schedule.active for schedule in found.schedules))
+
+
 async def serve() -> None:
     """Register everything, start one shift of each flow at once, and run what is scheduled until told to stop."""
     settings = load_settings()
     os.environ["AFTERLOG_HOME"] = str(settings.home.resolve())  # for the runs, wherever they start
     runner = new_runner()
-    ids = [await runner.aadd_deployment(await build(definition, settings)) for definition in DEFINITIONS]
+    to_start = await register(runner, settings)
     for line in await apply_automations(settings):
         say(line)
     async with get_client() as client:
-        for definition, ident in zip(DEFINITIONS, ids, strict=True):
-            if definition.is_shift:
-                await client.create_flow_run_from_deployment(ident, name="first shift")
+        for ident in to_start:
+            await client.create_flow_run_from_deployment(ident, name="first shift")
     await runner.start()
 
 

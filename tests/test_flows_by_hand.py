@@ -17,6 +17,7 @@ from storage.settings import load_settings
 from storage.store import Store
 from storage.times import now
 from tests.conftest import afterlog, log_bytes
+from tests.operations import Api
 from tests.test_archive import SMALL
 from tests.test_brake import states, submit
 from tests.test_commit import process, tax
@@ -155,6 +156,38 @@ def test_the_server_refuses_a_form_before_anything_runs(
     assert answer.startswith("409 ")
     assert "Validation failed" in answer
     assert said in answer
+
+
+def test_a_schedule_that_a_person_has_paused_stays_so_when_the_runner_starts_again(home: Path, server: str) -> None:
+    from deployments.definitions import DEFINITIONS
+    from deployments.serve import new_runner, register
+
+    api = Api(server)
+
+    def registered() -> tuple[set[str], set[str]]:
+        """Whose first shift is to start, and whose schedule is on."""
+        to_start = {str(ident) for ident in asyncio.run(register(new_runner(), load_settings()))}
+        found = api.deployments()
+        on = {name for name, d in found.items() if d["schedules"] and all(s["active"] for s in d["schedules"])}
+        return {name for name, d in found.items() if d["id"] in to_start}, on
+
+    def switch(name: str, *, on: bool) -> None:
+        [deployment] = [d for known, d in api.deployments().items() if known == name]
+        [schedule] = deployment["schedules"]
+        api.patch(f"/deployments/{deployment['id']}/schedules/{schedule['id']}", active=on)
+
+    shifts = {"process/shift", "react/shift"}
+    try:
+        assert registered() == (shifts, {*shifts, "archive/daily"})
+        switch("react/shift", on=False)
+        switch("archive/daily", on=False)
+        for _ in range(2):
+            assert registered() == ({"process/shift"}, {"process/shift"})
+        switch("react/shift", on=True)
+        assert registered() == (shifts, shifts)
+    finally:
+        for definition in DEFINITIONS:
+            api.delete(f"/deployments/{api.deployments()[definition.full_name]['id']}")
 
 
 def test_every_field_of_a_form_is_described(home: Path) -> None:
