@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
+from functools import partial
 
 from prefect import get_run_logger
 from prefect.client.orchestration import get_client
+from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.runtime import deployment, flow_run
 
 from storage.errors import UsageError
@@ -15,11 +18,12 @@ _LONGEST = 150
 
 
 def run_settings() -> Settings:
-    """The settings of this process, for a flow.
+    """The settings of this process, for a flow; from here on the run outlives the runner that started it.
 
     Raises:
         UsageError: a worker started it in a folder of its own, and HOME is relative to that.
     """
+    _outlive_runner()
     settings = load_settings()
     if not settings.home.is_absolute() and deployment.id:  # in this order: Prefect may ask the server for the second
         raise UsageError(
@@ -37,3 +41,14 @@ def rename(name: str, tags: Iterable[str] = ()) -> None:
             client.update_flow_run(flow_run.id, name=shown, tags=sorted({*flow_run.tags, *tags}) if tags else None)
     except Exception as error:  # noqa: BLE001  # whatever keeps the server from answering, the work comes first
         get_run_logger().warning("The run keeps its name: Prefect's server did not take another one (%r)", error)
+
+
+def _outlive_runner() -> None:
+    """Have the console fall silent where nobody reads it any more: a runner that was killed leaves a broken pipe behind.
+
+    What Prefect writes with ends the process at the next line of its log instead, in the middle of the work.
+    """
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    handlers = {handler for each in loggers if isinstance(each, logging.Logger) for handler in each.handlers}
+    for console in (handler.console for handler in handlers if isinstance(handler, PrefectConsoleHandler)):
+        console.on_broken_pipe = partial(setattr, console, "quiet", True)  # type: ignore[method-assign]  # meant to be replaced

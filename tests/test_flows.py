@@ -22,7 +22,7 @@ from storage.store import Store
 from storage.times import now
 from tasks.process import positions
 from tests.conftest import ROOT, afterlog, log_bytes
-from tests.operations import PATIENCE, wait_for
+from tests.operations import PATIENCE, Api, wait_for
 
 PROCESSORS = {"quarantine", "derive", "abandonment", "anomalies", "normalise"}
 
@@ -181,6 +181,30 @@ def test_a_shift_follows_hands_over_without_a_hole_and_stops_on_a_signal(
             if process is not None and process.poll() is None:
                 process.kill()
                 process.wait()
+
+
+def test_a_run_whose_runner_is_killed_goes_on_and_ends_well(home: Path, server: str, tmp_path: Path) -> None:
+    """The runner reads what its runs say; killed, it leaves them with pipes that nobody reads."""
+    store = Store(load_settings())
+    append_events(store, "events", [customer_event(0)])
+    code = "from flows.process import process; process(shift=True)"
+    shift = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PREFECT_API_URL": server},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        owner = wait_for(lambda: owner_of(store.database, "process"))
+        assert shift.stdout is not None
+        shift.stdout.close()
+        append_lines(store, "events", [b"no event"] * 200)  # a warning in its log
+        wait_for(lambda: _least_read(store) == 201)
+        take_over(store.database, "process", "the successor", now() + 1)
+        shift.wait(PATIENCE)
+        run = Api(server).run(owner.run_id)
+        assert (run["state_type"], ": 201 read, 200 quarantined" in run["name"]) == ("COMPLETED", True)
+    finally:
+        shift.kill()
+        shift.wait()
 
 
 def _least_read(store: Store) -> int:
