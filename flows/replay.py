@@ -5,14 +5,18 @@ Neither it nor anything that it imports can construct a mail transport; a test i
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 from prefect import flow, get_run_logger, pause_flow_run
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.exceptions import FlowPauseTimeout
-from prefect.input import RunInput
+from prefect.input import RunInput, read_flow_run_input
 from prefect.runtime import flow_run
+from prefect.states import Running
 from pydantic import Field
 
 from flows.replay_report import report
@@ -107,13 +111,8 @@ def _replay(planned: Planned, store: Store, topology: Topology, holder: str) -> 
 
 def _decide(planned: Planned, found: Comparison, store: Store, topology: Topology, holder: str) -> None:
     """Pause with the difference in front of a person."""
-    shown = report(planned, found)
     try:
-        verdict = pause_flow_run(
-            wait_for_input=Verdict.with_initial_data(description=shown),
-            timeout=DECIDE_WITHIN,
-            poll_interval=LOOK_EVERY,
-        )
+        verdict = _ask(report(planned, found))
     except FlowPauseTimeout:
         get_run_logger().warning("Nobody decided: the generation stays as it is. See `afterlog replays`")
         return
@@ -127,6 +126,49 @@ def _decide(planned: Planned, found: Comparison, store: Store, topology: Topolog
     )  # fmt: skip
     for note in moved.notes:
         get_run_logger().warning(note)
+
+
+def _ask(shown: str) -> Verdict:
+    """What a person answers. A run that goes on without an answer asks again: nobody has said that it is to be discarded."""
+    wanted = Verdict.with_initial_data(description=shown)
+    while True:
+        with _known_to_live():
+            verdict = pause_flow_run(wait_for_input=wanted, timeout=DECIDE_WITHIN, poll_interval=LOOK_EVERY)
+        if read_flow_run_input(verdict.metadata.key) is not None:
+            return verdict
+        get_run_logger().warning("The run went on without an answer: it asks again")
+
+
+@contextmanager
+def _known_to_live() -> Iterator[None]:
+    """Until the block ends, take back what Prefect's server wrongly says: that this run has crashed.
+
+    A machine that slept wakes up to a server that has not heard of its runs for too long. It has them run again, which their
+    runner does not as long as they live; and nobody can answer a run that is not paused. Running, it goes on to ask again.
+    """
+    ident, over, log = flow_run.id, threading.Event(), get_run_logger()
+
+    def look() -> None:
+        before = None
+        while not over.wait(LOOK_EVERY):
+            try:
+                with get_client(sync_client=True) as client:
+                    state = client.read_flow_run(ident).state
+                    dead = state is not None and (state.is_crashed() or state.name == "AwaitingRetry")
+                    if dead and state == before:  # else the automation may be about to say the second after the first
+                        client.set_flow_run_state(
+                            ident, Running(message="It lives, and waits for an answer"), force=True
+                        )
+                    before = state
+            except Exception as error:  # noqa: BLE001  # a server that is gone says nothing wrong
+                log.warning("Prefect's server does not say what it takes the run for: %r", error)
+
+    thread = threading.Thread(target=look, name="known to live", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _is_cancelled() -> bool:

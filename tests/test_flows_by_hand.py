@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from storage.settings import load_settings
 from storage.store import Store
 from storage.times import now
 from tests.conftest import afterlog, log_bytes
-from tests.operations import Api
+from tests.operations import Api, wait_for
 from tests.test_archive import SMALL
 from tests.test_brake import states, submit
 from tests.test_commit import process, tax
@@ -188,6 +189,46 @@ def test_a_schedule_that_a_person_has_paused_stays_so_when_the_runner_starts_aga
     finally:
         for definition in DEFINITIONS:
             api.delete(f"/deployments/{api.deployments()[definition.full_name]['id']}")
+
+
+def test_a_replay_that_asks_is_answered_by_a_person_and_by_nothing_else(
+    home: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither where the server took it for dead, as after a machine that slept, nor where it was resumed without an answer."""
+    from flows import replay as module
+    from storage.generations import LIVE, READY, find_replay
+    from tests.test_promotion import history
+
+    store, api, seen = Store(load_settings()), Api(server), []
+    history(store)
+    monkeypatch.setattr(module, "LOOK_EVERY", 0.5)
+    monkeypatch.setattr(module, "DECIDE_WITHIN", 60)
+
+    def paused() -> str:
+        """The run, once it asks anew."""
+
+        def found() -> str | None:
+            for run in api.post("/flow_runs/filter", flow_runs={"state": {"type": {"any_": ["PAUSED"]}}}):
+                if "timeout=45m" in run["name"] and run["state_id"] not in seen:
+                    seen.append(run["state_id"])
+                    return str(run["id"])
+            return None
+
+        return str(wait_for(found))
+
+    def person() -> None:
+        run = paused()
+        for state in ({"type": "CRASHED"}, {"type": "SCHEDULED", "name": "AwaitingRetry"}):
+            api.post(f"/flow_runs/{run}/set_state", state=state, force=True)
+        api.post(f"/flow_runs/{paused()}/resume")
+        assert find_replay(store.database, "longer").state == READY
+        api.post(f"/flow_runs/{paused()}/resume", run_input={"promote": True})
+
+    thread = threading.Thread(target=person, daemon=True)
+    thread.start()
+    module.replay(settings={"timeout": "45m"}, decide="ask", name="longer")
+    thread.join(10)
+    assert (find_replay(store.database, "longer").state, len(seen)) == (LIVE, 3)
 
 
 def test_every_field_of_a_form_is_described(home: Path) -> None:
