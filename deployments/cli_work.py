@@ -6,6 +6,7 @@ import os
 import re
 import threading
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Annotated, Any
 
 from cyclopts import Parameter, Token
@@ -16,7 +17,7 @@ from storage.errors import AfterlogError, UsageError
 from storage.failures import note_failure
 from storage.settings import Settings, load_settings
 from storage.store import Store
-from storage.times import parse_moment
+from storage.times import parse_moment, show
 from tasks.deliver import DeliverySummary, deliver_to_end
 from tasks.local import Outcome, side_by_side
 from tasks.mail_url import parse_mail_url
@@ -58,7 +59,8 @@ def process(
         from flows.process import process as flow
 
         with tags("afterlog", "cli"):
-            _show_counts(flow(as_of=when))
+            # As a moment: a number of milliseconds that is small enough would be taken for seconds once more.
+            _show_counts(flow(as_of=datetime.fromisoformat(show(when)) if isinstance(when, int) else when))
     else:
         _finish(*_process_here(settings, when))
 

@@ -13,13 +13,15 @@ from flows.alerts import watched
 from flows.artifacts import Report
 from flows.running import conclude, not_needed, open_run
 from flows.shift import Shift, Superseded
+from storage.errors import UsageError
+from storage.times import LATEST, parse_moment
 from tasks.prefect_tasks import follow_task, process_task
 from tasks.process import AsOf, FinalTick, Summary, check_as_of, tick_now
 
 # The server checks a form against its schema, but no `format`: the pattern refuses what is no time before anything runs.
 _TIME = r"^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d(\.\d+)?)?([Zz]|[+-]\d\d:?\d\d)?$"
 Moment = Annotated[datetime, Field(json_schema_extra={"pattern": _TIME})]
-AsOfParameter = Literal["now", "log-end"] | Moment | Annotated[int, Field(ge=0)]
+AsOfParameter = Literal["now", "log-end"] | Moment | Annotated[int, Field(ge=0, le=LATEST)]
 
 
 @flow(name="process", flow_run_name="process", log_prints=False)
@@ -28,10 +30,14 @@ def process(as_of: AsOfParameter = "now", shift: bool = False) -> list[Summary]:
 
     Args:
         as_of: the time as of which baskets are judged abandoned: `now`, `log-end` (the greatest clock in the logs), a
-            moment (in UTC where it has no offset), or milliseconds since 1970. Later than now is refused; earlier than the
-            last tick changes nothing.
+            moment (in UTC where it has no offset), or seconds or milliseconds since 1970. Later than now is refused;
+            earlier than the last tick changes nothing.
         shift: follow the logs until the next shift takes over, instead of ending at their ends. For schedules.
     """
+    if shift and as_of != "now":
+        raise UsageError(
+            "a shift follows the logs as of now", found=f"as_of {as_of}", do="Switch shift off, as process/by-hand does"
+        )
     return _shift() if shift else _to_end(_as_of(as_of))
 
 
@@ -69,6 +75,11 @@ def _shift() -> list[Summary]:
 
 
 def _as_of(value: AsOfParameter) -> AsOf:
+    """What the form says, as the command line has it."""
+    if value == "now" or value == "log-end":  # the type checker narrows this way
+        return "now" if value == "now" else "log-end"
     if isinstance(value, datetime):
-        return int((value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp() * 1000)
-    return value
+        return parse_moment(
+            (value if value.tzinfo else value.replace(tzinfo=UTC)).isoformat(), "as_of", "now", "log-end"
+        )
+    return parse_moment(str(value), "as_of", "now", "log-end")

@@ -12,6 +12,7 @@ from flows.alerts import watched
 from flows.artifacts import Report
 from flows.running import conclude, not_needed, open_run
 from flows.shift import Shift, Superseded
+from storage.errors import UsageError
 from tasks.prefect_tasks import deliver_task, follow_mail_task, follow_task, process_task
 from tasks.topology import DELIVER
 
@@ -24,6 +25,10 @@ def react(limit: Annotated[int, Field(ge=1)] | None = None, shift: bool = False)
         limit: try at most so many mails; all that are due where it is left out.
         shift: follow the logs until the next shift takes over, instead of ending when nothing is due. For schedules.
     """
+    if shift and limit is not None:
+        raise UsageError(
+            "a shift tries every mail that is due", found=f"limit {limit}", do="Switch shift off, as react/by-hand does"
+        )
     return _shift() if shift else _to_end(limit)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import threading
 import time
@@ -125,6 +126,7 @@ def test_a_processor_that_fails_in_a_flow_is_told_by_the_status(
         ("react", {"limit": 0}, "limit"),
         ("react", {"limit": 1.5}, "limit"),
         ("process", {"as_of": "yesterday"}, "as_of"),
+        ("process", {"as_of": 10**30}, "as_of"),
         ("brake", {"action": "stop"}, "action"),
         ("brake", {}, "action"),
         ("quarantine-retry", {"line_id": "the first one"}, "line_id"),
@@ -229,6 +231,46 @@ def test_a_replay_that_asks_is_answered_by_a_person_and_by_nothing_else(
     module.replay(settings={"timeout": "45m"}, decide="ask", name="longer")
     thread.join(10)
     assert (find_replay(store.database, "longer").state, len(seen)) == (LIVE, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "millis"),
+    [
+        (1_764_350_000, 1_764_350_000_000),
+        (1_598_622_166_810, 1_598_622_166_810),
+        ("2026-11-28T10:00", 1_795_860_000_000),
+        ("2026-11-28 11:00:00+01:00", 1_795_860_000_000),
+        ("2004-05-08T05:25:25.557Z", 1_083_993_925_557),
+        ("2020-08-28T13:42:46.8105Z", 1_598_622_166_810),
+        ("2020-08-28T13:42:46.8115Z", 1_598_622_166_812),
+    ],
+)
+def test_a_time_in_the_form_is_the_time_that_the_command_line_makes_of_it(given: int | str, millis: int) -> None:
+    from pydantic import TypeAdapter
+
+    from flows.process import AsOfParameter, _as_of
+
+    assert _as_of(TypeAdapter(AsOfParameter).validate_python(given)) == millis
+
+
+def test_a_time_of_1972_is_the_same_for_the_command_line_and_its_flow(home: Path, server: str) -> None:
+    event = b'{"subject":{"id":1},"verb":"X","event":{"inserted_at":"1972-01-01T00:00:00Z"}}'
+    append_lines(Store(load_settings()), "events", [event])
+    done = afterlog(home, "process", "--as-of", "1972-01-02T00:00:00Z")
+    assert done.returncode == 0, done.stderr
+    assert b'"as_of":63158400000,' in log_bytes(home, "clock")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("process", {"as_of": "log-end"}), ("process", {"as_of": 5}), ("react", {"limit": 5})]
+)
+def test_what_a_shift_cannot_heed_is_refused_and_nothing_runs(
+    home: Path, name: str, parameters: dict[str, Any]
+) -> None:
+    state = getattr(importlib.import_module(f"flows.{name}"), name)(shift=True, **parameters, return_state=True)
+    assert state.is_failed()
+    assert f"found {next(iter(parameters))} " in state.message
+    assert log_bytes(home, "clock") == b""
 
 
 def test_every_field_of_a_form_is_described(home: Path) -> None:
