@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from prefect import flow, get_run_logger
+from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.run_name import run_settings
@@ -33,7 +34,9 @@ def quarantine_retry(line_id: Ident, line: Line | None = None, force: bool = Fal
         force: also where it was tried again before, which would count it twice.
     """
     store = Store(run_settings())
-    done = retry(store, line_id, line.encode() if line is not None else None, force=force)
+    # A run that crashed is run again by itself: what it may have appended is not forced in a second time.
+    forced = force and flow_run.run_count == 1
+    done = retry(store, line_id, line.encode() if line is not None else None, force=forced)
     said = f"{done.id} is in {done.log} again, at {done.log}:{done.partition}:{done.offset}"
     get_run_logger().info(said)
     return said

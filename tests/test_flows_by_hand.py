@@ -102,6 +102,22 @@ def test_a_line_in_quarantine_is_tried_again(store: Store) -> None:
     assert log_bytes(store.home, "events") == TORN + b"\n" + FIXED.encode() + b"\n"
 
 
+def test_a_forced_line_is_not_appended_twice_where_its_run_crashed_and_is_run_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.quarantine import quarantine_retry
+
+    append_lines(store, "events", [TORN])
+    afterlog(store.home, "process", "--no-prefect", "--as-of", "log-end")
+    for _ in range(2):  # a person may, whenever they say so
+        quarantine_retry("0", FIXED, force=True)
+    before = log_bytes(store.home, "events")
+    assert before.count(FIXED.encode()) == 2
+    monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__RUN_COUNT", "2")  # as Prefect tells a run that is run again
+    state = quarantine_retry("0", FIXED, force=True, return_state=True)
+    assert (state.is_failed(), log_bytes(store.home, "events")) == (True, before)
+
+
 def test_a_processor_that_fails_in_a_flow_is_told_by_the_status(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
