@@ -281,8 +281,9 @@ def test_a_time_of_1972_is_the_same_for_the_command_line_and_its_flow(home: Path
     ("name", "parameters"), [("process", {"as_of": "log-end"}), ("process", {"as_of": 5}), ("react", {"limit": 5})]
 )
 def test_what_a_shift_cannot_heed_is_refused_and_nothing_runs(
-    home: Path, name: str, parameters: dict[str, Any]
+    home: Path, name: str, parameters: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("AFTERLOG_SHIFT_LONGEST", "1s")
     state = getattr(importlib.import_module(f"flows.{name}"), name)(shift=True, **parameters, return_state=True)
     assert state.is_failed()
     assert f"found {next(iter(parameters))} " in state.message
