@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,8 +21,8 @@ from storage.door import append_lines
 from storage.settings import load_settings
 from storage.store import Store
 from storage.times import now
-from tests.conftest import afterlog, log_bytes
-from tests.operations import Api, wait_for
+from tests.conftest import ROOT, afterlog, log_bytes
+from tests.operations import PATIENCE, Api, wait_for
 from tests.test_archive import SMALL
 from tests.test_brake import states, submit
 from tests.test_commit import process, tax
@@ -272,7 +275,9 @@ def test_a_time_in_the_form_is_the_time_that_the_command_line_makes_of_it(given:
 def test_a_time_of_1972_is_the_same_for_the_command_line_and_its_flow(home: Path, server: str) -> None:
     event = b'{"subject":{"id":1},"verb":"X","event":{"inserted_at":"1972-01-01T00:00:00Z"}}'
     append_lines(Store(load_settings()), "events", [event])
-    done = afterlog(home, "process", "--as-of", "1972-01-02T00:00:00Z")
+    command = [sys.executable, "-m", "deployments.cli", "process", "--as-of", "1972-01-02T00:00:00Z"]
+    env = {**os.environ, "PREFECT_API_URL": server}  # else it starts a server of its own
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert b'"as_of":63158400000,' in log_bytes(home, "clock")
 
