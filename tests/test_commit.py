@@ -445,6 +445,31 @@ class TestSettingsAndTicks:
         ]  # fmt: skip
         assert ticks(late) == ticks(prompt)
 
+    def test_whoever_ends_between_two_ticks_goes_on_after_the_one_that_was_taken(self, make_store: MakeStore) -> None:
+        lines = [add(0), add(5, 16)], [shop("X", 20), shop("ORDERED", 300)], [add(400)]
+        whole, often = make_store("whole"), make_store("often", batch_bytes=1, commit_bytes=1)
+        for store in (whole, often):
+            for group, minutes in zip(lines, (32, 320, 900), strict=True):
+                append_lines(store, "events", group)
+                with Clock(store, ["events"]) as clock:
+                    clock.tick(T0 + minutes * 60_000)
+        process_to_end(new_run(whole), "abandonment", None)
+        runs = 0
+        while True:
+            run, runs = new_run(often), runs + 1
+            arm(lambda step, run=run: run.stop.set() if step == "committed" else None)  # type: ignore[misc]  # this turn's run
+            try:
+                process_to_end(run, "abandonment", None)
+                break
+            except Stopped:
+                continue
+            finally:
+                arm(None)
+        assert runs > 4
+        assert log_bytes(often.home, "baskets") == log_bytes(whole.home, "baskets")
+        [there], [expected] = positions(often), positions(whole)
+        assert (there.offset, there.tick_offset, there.as_of) == (expected.offset, expected.tick_offset, expected.as_of)
+
     def test_log_end_is_the_greatest_clock_and_an_idle_log_costs_no_more_ticks(self, store: Store) -> None:
         processed(store, tax(1), tax(9), tax(5))
         assert ticks(store) == [(T0 + 9, {"events/0": len(log_bytes(store.home, "events"))})]
@@ -640,6 +665,14 @@ class TestSplits:
         finally:
             arm(None)
         assert steps.count("committed") == commits
+
+    @pytest.mark.parametrize(("every", "commits"), [("1d", 1), ("1ms", 10)])
+    def test_so_much_work_makes_a_commit(self, make_store: MakeStore, every: str, commits: int) -> None:
+        store = make_store(batch_bytes=1, commit_every=every)
+        append_lines(store, "events", [add(n) for n in range(600)])
+        process_to_end(new_run(store), "abandonment", None)
+        [position] = [p for p in positions(store) if p.processor == "abandonment"]
+        assert position.commit == 1 if commits == 1 else position.commit >= commits
 
     def test_what_was_written_ahead_of_a_commit_that_never_came_is_no_readers_and_given_again(
         self, make_store: MakeStore
@@ -850,6 +883,17 @@ class TestState:
             assert [states.get(f"k{number}") for number in range(count)] == [{"n": number} for number in range(count)]
             states.prefetch([f"k{number}" for number in range(600, 700)])
         assert len(asked) <= 4
+
+    def test_what_was_dropped_is_gone_before_that_is_committed(self, store: Store) -> None:
+        states: StateStore[dict[str, Any]] = StateStore(store.database, 7, dict, cache_keys=10)
+        states.put("a", {"n": 1})
+        with store.database.write() as connection:
+            states.write(connection)
+        states.committed()
+        states.drop("a")
+        assert states.get("a") is None
+        states.put("a", {"n": 2})
+        assert states.get("a") == {"n": 2}
 
     def test_what_is_due_comes_in_order_of_due_and_then_of_rank(self, store: Store) -> None:
         states: StateStore[dict[str, Any]] = StateStore(store.database, 7, dict, cache_keys=10)

@@ -346,6 +346,7 @@ class TestRefused:
             raw(),
             raw(inserted_at=ahead - 60_000),
             raw(inserted_at=5),
+            raw(inserted_at=1e11),  # milliseconds, from there on
             b"{",
             b"[" * 100_000,
             b'{"event": 1}',
@@ -353,7 +354,7 @@ class TestRefused:
         ]
         told = append_lines(store, "events", [fine[0], *late, *fine[1:]])
         assert told.refused == [1, 2, 3, 4, 5]
-        assert [position is None for position in told.positions] == [False] + [True] * 5 + [False] * 6
+        assert [position is None for position in told.positions] == [False] + [True] * 5 + [False] * 7
         assert log_bytes(store.home, "refused") == b"\n".join([*late, b""])
         assert log_bytes(store.home, "events") == b"\n".join([*fine, b""])
         assert told.positions[0] == (0, 0)
@@ -734,6 +735,23 @@ def test_a_retry_after_a_full_disk_doubles_nothing_with_several_partitions(make_
     _retried(store, lines, disk)
     found = Counter(text for part in range(3) for text in read_all(store.directory("events", part)))
     assert {found[text] for text in lines} == {1}
+
+
+def test_a_retry_of_stamped_events_doubles_nothing_with_several_partitions(make_store: MakeStore, disk: Disk) -> None:
+    store = make_store("disk/home", partitions=3)
+    events = [event(n, x="y" * 50) for n in range(300)]
+    append_events(store, "events", [event(n) for n in range(-20, 0)])
+    disk.leave(20480)
+    with pytest.raises(AppendError) as raised:
+        append_events(store, "events", events)
+    told = raised.value
+    assert len(told.offsets) + len(told.missing) == 300
+    assert 0 < len(told.missing) < 300
+    disk.clear()
+    append_events(store, "events", [events[i] for i in told.missing])
+    texts = [text for part in range(3) for text in read_all(store.directory("events", part)) if text.endswith(b"}}")]
+    found = [event for event in map(json.loads, texts) if "x" in event]  # those that are whole
+    assert Counter(event["subject"]["id"] for event in found) == dict.fromkeys(range(300), 1)
 
 
 def test_the_command_line_says_from_which_line_to_go_on_after_a_full_disk(disk: Disk, tmp_path: Path) -> None:

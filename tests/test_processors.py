@@ -241,6 +241,14 @@ class TestOldEvents:
             *later,
         ]
 
+    @pytest.mark.parametrize("at", [0, D - 1, D, 20 * D + 7 * M])
+    def test_a_customer_is_due_again_only_once_all_is_to_be_forgotten(self, at: int) -> None:
+        """Whoever is due at a tick and is not dropped there would bring forth ticks for ever."""
+        processor = abandonment.Processor(abandonment.Settings(30 * M))
+        due, rank = processor.due_of(abandonment.Customer(last=at, flagged=True, items={"3": LEMON.encode()}))
+        assert processor.due(at + 30 * D) <= due < processor.due(at + 32 * D)
+        assert (due, rank) == processor.due_of(abandonment.Customer(last=at))
+
     def test_a_dropped_customer_leaves_no_row_behind(self, fresh: Fresh) -> None:
         store = fresh()
         given(store, "abandonment", add(0), tick(31 * M), tick(32 * D))
@@ -473,15 +481,16 @@ class TestBytes:
     def test_a_cause_over_64_kib_is_carried_as_its_digest(self, fresh: Fresh, length: int, whole: bool) -> None:
         store, room = fresh(), length - len(add(0, customer='"ann"', item='{"id": 1, "x": ""}'))
         cause = add(0, customer='"ann"', item=f'{{"id": 1, "x": "{"y" * room}"}}')
-        tax = did("SUBMIT_TAX", 0, customer="1", kind="OFFICE", obj=f'{{"id": 5, "x": "{"y" * 70_000}"}}')
+        room = length - len(did("SUBMIT_TAX", 0, customer="1", kind="OFFICE", obj='{"id": 5, "x": ""}'))
+        tax = did("SUBMIT_TAX", 0, customer="1", kind="OFFICE", obj=f'{{"id": 5, "x": "{"y" * room}"}}')
         for name, line in (("abandonment", cause), ("derive", tax)):
             given(store, name, line, tick(31 * M))
         [left] = [json.loads(line) for line in log_bytes(store.home, "baskets").splitlines()]
         [mail] = [json.loads(line) for line in log_bytes(store.home, "reactions").splitlines()]
-        digest = {"sha256": hashlib.sha256(cause).hexdigest(), "length": length}
-        assert left["context"]["caused_by"] == (json.loads(cause) if whole else digest)
+        for found, line in ((left, cause), (mail, tax)):
+            digest = {"sha256": hashlib.sha256(line).hexdigest(), "length": length}
+            assert found["context"]["caused_by"] == (json.loads(line) if whole else digest)
         assert left["subject"]["id"] == "ann"
-        assert mail["context"]["caused_by"] == {"sha256": hashlib.sha256(tax).hexdigest(), "length": len(tax)}
 
 
 class TestDerive:
@@ -695,6 +704,13 @@ class TestAnomalies:
             ("object.a.b", 4),
             ("object.a.c.length", 3),
         ]
+
+    def test_a_field_may_be_measured_as_a_whole_and_by_the_fields_within_it(self, fresh: Fresh) -> None:
+        names = ["object.a.b", "object.a.json.keys"]
+        store = fresh(anomalies={"measures": names, "expected": dict.fromkeys(names, NONE_EXPECTED)})
+        events = given(store, "anomalies", did("X", 0, obj='{"a": {"b": 4, "c": "xyz"}}'))
+        found = [(e["object"]["measure"], e["object"]["value"]) for e in events]
+        assert found == [("object.a.json.keys", 2), ("object.a.b", 4)]
 
     @pytest.mark.parametrize("name", ["body.length", "object", "object..x", "", "subject.id"])
     def test_a_measure_that_is_no_path_from_object_is_refused(self, fresh: Fresh, name: str) -> None:
