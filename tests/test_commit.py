@@ -470,6 +470,21 @@ class TestSettingsAndTicks:
         [there], [expected] = positions(often), positions(whole)
         assert (there.offset, there.tick_offset, there.as_of) == (expected.offset, expected.tick_offset, expected.as_of)
 
+    def test_ticks_are_given_a_part_at_a_time_and_none_is_left_out(self, store: Store) -> None:
+        """There may be ticks of years."""
+        with Clock(store, ["events"]) as clock:
+            for number in range(50):
+                clock.tick(T0 + number)
+            end = clock.snapshot("events", 0, 0).clock_end
+            found: list[int] = []
+            parts = at = 0
+            while at < end:
+                ticks, at = clock.ticks(at, end, size=1000)
+                found += [tick.as_of for tick in ticks]
+                parts += 1
+            assert parts > 5
+            assert found == [T0 + number for number in range(50)]
+
     def test_log_end_is_the_greatest_clock_and_an_idle_log_costs_no_more_ticks(self, store: Store) -> None:
         processed(store, tax(1), tax(9), tax(5))
         assert ticks(store) == [(T0 + 9, {"events/0": len(log_bytes(store.home, "events"))})]

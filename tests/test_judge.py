@@ -367,6 +367,14 @@ def test_the_clock_never_goes_back_and_an_event_happened_no_later_than_its_clock
     assert times(text, before) == (at, clock)
 
 
+def test_a_line_that_takes_a_second_look_moves_the_clock_of_those_after_it() -> None:
+    lines = [line(at="2000", obj="5"), line(at="1000"), line(at="1500", obj="5")]
+    batch = decode(Block(0, 1, lines, {}), "events", 0, 0, LIMIT)
+    assert [(event.at, event.clock) for event in batch.events] == [
+        (2_000_000, 2_000_000), (1_000_000, 2_000_000), (1_500_000, 2_000_000),
+    ]  # fmt: skip
+
+
 def test_the_clock_runs_on_over_a_batch_and_a_bad_line_keeps_the_one_before_it() -> None:
     lines = [line(at="1000"), b"{", line(at="500"), line(at="2000"), b"x"]
     batch = decode(Block(100, 400, lines, {}), "events", 3, 700_000, LIMIT)
@@ -413,6 +421,14 @@ def test_events_that_hold_a_word_are_found_in_order_and_bad_lines_are_none() -> 
     batch = decode(Block(700, 701, lines, {}), "events", 0, 0, LIMIT)
     assert [event.raw for event in batch.holding([b'"x"', b'"word"'])] == [one, other]
     assert batch.holding([b"nowhere"]) == []
+
+
+def test_the_lines_that_hold_a_word_come_in_log_order_however_few_they_are() -> None:
+    with_word = {9, 1000, 1001, 4096}
+    lines = [line(more=', "x": 1') if number in with_word else line() for number in range(5000)]
+    batch = decode(Block(0, 1, lines, {}), "events", 0, 0, LIMIT)
+    offsets = [event.offset for event in batch.holding([b'"x"'])]
+    assert offsets == [batch.events[number].offset for number in sorted(with_word)]
 
 
 def test_a_line_of_the_greatest_length_is_good_and_one_byte_more_is_too_long() -> None:

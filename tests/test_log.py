@@ -73,6 +73,18 @@ class TestAppendAndRead:
         offsets = writer(tmp_path).append(LINES)
         assert all(read_all(tmp_path, start=offset) == LINES[index:] for index, offset in enumerate(offsets))
 
+    def test_a_line_is_found_by_its_offset_also_an_empty_or_a_long_one(self, tmp_path: Path) -> None:
+        lines = [b"", b"first", b"", b"x" * 100_000, b"", b"y" * 2000]
+        offsets = writer(tmp_path / "p", limit=6).append(lines[:3])
+        offsets += writer(tmp_path / "p", limit=6).append(lines[3:])
+        assert len(segments(tmp_path / "p")) == 2
+        for found in (reversed(range(6)), range(6)):
+            for index in found:
+                with PartitionReader(tmp_path / "p", "events/0") as fresh:
+                    assert fresh.line(offsets[index]) == lines[index]
+        with PartitionReader(tmp_path / "p", "events/0") as kept:
+            assert [kept.line(offset) for offset in (*offsets, *reversed(offsets))] == [*lines, *reversed(lines)]
+
     def test_an_append_of_nothing_changes_nothing(self, tmp_path: Path) -> None:
         assert writer(tmp_path).append([]) == []
         assert writer(tmp_path).append([b"a"]) == [0]
@@ -372,7 +384,8 @@ class TestRefused:
         store, ahead = make_store(ahead="2h"), now() + 3_600_000
         happened = json.dumps(event(context={"at": ahead * 2}, event={"inserted_at": ahead})).encode()
         assert append_lines(store, "events", [raw(inserted_at=ahead), happened]).refused == []
-        assert append_lines(store, "events", [raw(inserted_at=ahead + 3_700_000)]).refused == [0]
+        told = append_lines(store, "events", [raw(inserted_at=ahead + 3_700_000)])
+        assert (told.refused, told.positions) == ([0], [None])
         assert append_lines(store, "events", [happened, raw(), raw(inserted_at=ahead + 3_700_000)]).refused == [2]
 
     @pytest.mark.parametrize("at", [4_000_000_000_000, 4_000_000_000, 4e9, "2096-10-02T07:06:40Z"])
@@ -747,6 +760,9 @@ def test_a_retry_of_stamped_events_doubles_nothing_with_several_partitions(make_
     told = raised.value
     assert len(told.offsets) + len(told.missing) == 300
     assert 0 < len(told.missing) < 300
+    for number, offset in zip(sorted({*range(300)} - {*told.missing}), told.offsets, strict=True):
+        with store.reader("events", partition_of(str(number), 3)) as reader:
+            assert json.loads(reader.line(offset))["subject"]["id"] == number
     disk.clear()
     append_events(store, "events", [events[i] for i in told.missing])
     texts = [text for part in range(3) for text in read_all(store.directory("events", part)) if text.endswith(b"}}")]

@@ -669,6 +669,7 @@ class TestAnomalies:
             ("ORDERED", '{"basket": [{"id": 1, "price": 0.1, "count": 3}, {"id": 2, "price": 1}]}', {"order.total": 1.3}),
             ("ORDERED", '{"value": 5, "basket": [{"id": 1}]}', {"object.value": 5}),
             ("X", '{"basket": [{"id": 1, "price": 2}]}', {}),
+            ("X", '{"value": 5, "basket": [{"id": 1, "price": 2}]}', {"object.value": 5}),
         ],
     )  # fmt: skip
     def test_what_is_measured_of_an_event(self, fresh: Fresh, verb: str, obj: str, measures: dict[str, float]) -> None:
@@ -780,6 +781,14 @@ class TestNormalise:
         ]
         normalised(store, *items, *gone)
         assert [row[:2] for row in rows(store, "basket_line")] == [("15", "2"), ("15", "3")]
+
+    @pytest.mark.parametrize("gone", [remove(5, '{"item": {"id": "0"}}'), change(5, '{"id": 0, "count": 0}'), order(5)])
+    def test_lines_of_an_earlier_commit_that_are_taken_out_are_gone(self, fresh: Fresh, gone: bytes) -> None:
+        store = fresh()
+        normalised(store, add(0, item='{"id": 0}'))
+        assert [row[:2] for row in rows(store, "basket_line")] == [("15", "0")]
+        normalised(store, gone)
+        assert rows(store, "basket_line") == []
 
     def test_prices_are_exact_and_what_is_no_number_is_null(self, fresh: Fresh) -> None:
         store = fresh()
