@@ -74,11 +74,11 @@ class TestAppendAndRead:
         assert all(read_all(tmp_path, start=offset) == LINES[index:] for index, offset in enumerate(offsets))
 
     def test_a_line_is_found_by_its_offset_also_an_empty_or_a_long_one(self, tmp_path: Path) -> None:
-        lines = [b"", b"first", b"", b"x" * 100_000, b"", b"y" * 2000]
+        lines = [b"", b"first", b"", b"x" * 100_000, b"", b"y" * 2000, b"z", b"one after it", b"and the last one"]
         offsets = writer(tmp_path / "p", limit=6).append(lines[:3])
         offsets += writer(tmp_path / "p", limit=6).append(lines[3:])
         assert len(segments(tmp_path / "p")) == 2
-        for found in (reversed(range(6)), range(6)):
+        for found in (reversed(range(9)), range(9)):
             for index in found:
                 with PartitionReader(tmp_path / "p", "events/0") as fresh:
                     assert fresh.line(offsets[index]) == lines[index]
