@@ -289,6 +289,17 @@ class TestSuppressed:
             assert deliver(store).reasons == {"retracted": 1}
         assert (server.sessions, outcomes(store)) == (0, [("SUPPRESSED", "retracted")])
 
+    def test_the_one_that_tells_is_followed_also_where_all_others_are_at_the_end(self, make_store: MakeStore) -> None:
+        with SmtpServer() as server:
+            store = make_store(mail_url=server.url)
+            left_behind(store)
+            process_to_end(run_of(store), "remind", None)
+            append_lines(store, "events", [did("BROWSED", 20, 0)])
+            for name in ("quarantine", "derive", "anomalies", "normalise"):
+                process_to_end(run_of(store), name, None)
+            assert deliver(store).reasons == {"retracted": 1}
+        assert (server.sessions, outcomes(store)) == (0, [("SUPPRESSED", "retracted")])
+
     def test_a_customer_who_ordered_since_gets_no_reminder_even_if_nobody_has_processed_it(
         self, make_store: MakeStore
     ) -> None:

@@ -475,6 +475,16 @@ def test_a_line_of_3_mib_is_quarantined_as_too_long_and_its_neighbours_are_unhar
     assert count == 6
 
 
+@pytest.mark.parametrize("size", [1, 1000, 65_536, LIMIT, 4 * LIMIT])
+def test_a_good_line_is_read_whole_however_long_it_is_and_small_the_blocks(store: Store, size: int) -> None:
+    room = LIMIT - len(line(more=', "x": ""'))
+    lines = [line(), *(line(more=f', "x": "{"y" * length}"') for length in (65_600, 200_000, 700_000, room)), line()]
+    store.writer("events", 0).append(lines)
+    events, bad, _ = _judged(store, size)
+    assert (len(events), bad) == (6, [])
+    assert [event.raw for event in events] == lines
+
+
 @pytest.mark.parametrize("size", [1000, 4 * LIMIT])
 def test_a_long_line_without_its_end_is_not_there_yet(store: Store, size: int) -> None:
     [offset] = store.writer("events", 0).append([line()])

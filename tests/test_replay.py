@@ -23,6 +23,7 @@ from tasks.diff import Differ, Side
 from tasks.impact import Comparison, compare
 from tasks.replay import Replayed, drop_replay, run_replay, start
 from tasks.replay_plan import Request
+from tasks.timeline import make_processor
 from tasks.topology import build_topology
 from tests import oracle
 from tests.conftest import ROOT, SHARED, afterlog, log_bytes, needs_shared
@@ -211,6 +212,18 @@ def test_what_is_to_be_forgotten_goes_by_the_settings_of_then(make_store: Callab
     assert len(rows) == 2 * 31
 
 
+def test_recorded_settings_hold_again_between_two_ticks_at_the_same_place(make_store: Callable[..., Store]) -> None:
+    """Nothing was appended in between: only the ticks tell which settings held when."""
+    store = make_store(timeout="60m")
+    append_lines(store, "events", [line(1, 0)])
+    process(store.home, timeout="60m", as_of=START + 20 * MINUTE)
+    process(store.home, timeout="10m", as_of=START + 21 * MINUTE)
+    [left] = parsed(log_bytes(store.home, "baskets"))
+    assert left["event"]["inserted_at"] == START + 21 * MINUTE
+    _, found = again(store)
+    assert found.is_nothing
+
+
 def test_a_range_limits_what_is_compared(store: Store) -> None:
     write(store, *[line(n, n * 10) for n in range(10)], *[line(n, 100 + n * 10 + 40) for n in range(10)], as_of=1000)
     _, found = again(store, settings={"timeout": "120m"})
@@ -251,6 +264,11 @@ def test_one_tick_instead_of_the_recorded_ones(store: Store) -> None:
 def test_what_cannot_be_is_refused_in_a_sentence(store: Store, wanted: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         again(store, **wanted)
+
+
+def test_settings_that_the_code_of_today_does_not_take_are_named(store: Store) -> None:
+    with pytest.raises(UsageError, match=r"the code of remind does not take the settings that were recorded: .*gap"):
+        make_processor(build_topology(store.settings), "remind", {"gap": "a day", "not_after": 5}, {})
 
 
 @EITHER
