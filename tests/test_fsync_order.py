@@ -65,6 +65,15 @@ def letters(calls: list[tuple[str, str]], derived: str) -> str:
     return found
 
 
+def written(calls: dict[str, list[tuple[str, str]]], log: str) -> str:
+    """What the thread did that wrote a derived log."""
+    [writer] = [
+        thread for thread, did in calls.items()
+        if any(call == "write" and path.startswith(f"logs/{log}/0/") and path.endswith(".jsonl") for call, path in did)
+    ]  # fmt: skip
+    return letters(calls[writer], log)
+
+
 @needs_strace
 @pytest.mark.parametrize("log", ["quarantine", "reactions", "baskets", "anomalies"])
 def test_a_commit_makes_the_source_durable_then_the_derived_log_then_the_transaction(tmp_path: Path, log: str) -> None:
@@ -75,13 +84,20 @@ def test_a_commit_makes_the_source_durable_then_the_derived_log_then_the_transac
     small = {"batch_bytes": "40000", "commit_bytes": "80000"}
     calls = traced(home, "process", "--as-of", "log-end", "--no-prefect", **small)
     assert log_bytes(home, log)
-    [writer] = [
-        thread for thread, did in calls.items()
-        if any(call == "write" and path.startswith(f"logs/{log}/0/") and path.endswith(".jsonl") for call, path in did)
-    ]  # fmt: skip
-    found = letters(calls[writer], log)
+    found = written(calls, log)
     assert "d" in found
     assert re.fullmatch(r"[wcg]*(s+(g?d+fg)?w+c)+", found), found
+
+
+@needs_strace
+def test_what_is_written_ahead_of_a_commit_never_outlives_what_it_came_from(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    lines = [*history(NOW, seed=1, customers=60, hours=48)][-1500:]
+    assert afterlog(home, "append", "events", stdin=b"\n".join(lines)).returncode == 0
+    small = {"batch_bytes": "40000", "commit_bytes": "160000", "spill_bytes": "1000"}
+    found = written(traced(home, "process", "--as-of", "log-end", "--no-prefect", **small), "baskets")
+    assert "dsd" in found
+    assert re.fullmatch(r"[wcg]*((sg?d)*s?(fg)?w+c)+", found), found
 
 
 @needs_strace

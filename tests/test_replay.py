@@ -212,14 +212,14 @@ def test_what_is_to_be_forgotten_goes_by_the_settings_of_then(make_store: Callab
     assert len(rows) == 2 * 31
 
 
-def test_recorded_settings_hold_again_between_two_ticks_at_the_same_place(make_store: Callable[..., Store]) -> None:
+def test_recorded_settings_hold_again_between_ticks_at_the_same_place(make_store: Callable[..., Store]) -> None:
     """Nothing was appended in between: only the ticks tell which settings held when."""
     store = make_store(timeout="60m")
     append_lines(store, "events", [line(1, 0)])
-    process(store.home, timeout="60m", as_of=START + 20 * MINUTE)
-    process(store.home, timeout="10m", as_of=START + 21 * MINUTE)
+    for timeout, minutes in (("60m", 20), ("50m", 40), ("10m", 41)):
+        process(store.home, timeout=timeout, as_of=START + minutes * MINUTE)
     [left] = parsed(log_bytes(store.home, "baskets"))
-    assert left["event"]["inserted_at"] == START + 21 * MINUTE
+    assert left["event"]["inserted_at"] == START + 41 * MINUTE
     _, found = again(store)
     assert found.is_nothing
 
