@@ -196,6 +196,17 @@ def test_recorded_settings_hold_again_from_where_they_held(make_store: Callable[
     assert any(e["subject"]["id"] == 2 for e in lines), "the ten minutes left no trace"
 
 
+def test_recorded_settings_of_who_reads_a_derived_log_hold_again_too(store: Store) -> None:
+    """The log that is read is another by then, where the same offsets may say something else: the clock tells."""
+    for gap, minutes in (("1d", 0), ("1d", 100), ("1h", 200), ("1d", 300)):
+        append_lines(store, "events", [line(1, minutes)])
+        process(store.home, reminder_gap=gap, as_of=START + (minutes + 45) * MINUTE)
+    times = [mail["event"]["inserted_at"] for mail in parsed(log_bytes(store.home, "reminders"))]
+    assert times == [START + 45 * MINUTE, START + 245 * MINUTE]
+    _, found = again(store)
+    assert found.is_nothing
+
+
 @pytest.mark.parametrize("today", ["5m", "3h"])
 def test_what_is_to_be_forgotten_goes_by_the_settings_of_then(make_store: Callable[..., Store], today: str) -> None:
     """Also while memory holds few of those that a tick finds: under today's settings they would be found for ever."""
