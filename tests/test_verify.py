@@ -121,6 +121,18 @@ class TestEntries:
             clocks = [own for own in map(judged, lines) if own is not None]
             assert span_of(path, 0)[1:4] == (5, clocks[0], max(clocks)), lines
 
+    def test_a_line_that_is_longer_than_what_is_read_at_once_has_its_clock(self, tmp_path: Path) -> None:
+        line = b'{"subject": {"id": 1}, "verb": "X", "x": "%s", "event": {"inserted_at": %d}}\n'
+        path, at = tmp_path / "segment", 1_700_000_000_000
+        lines = [
+            line % (b"y" * 900_000, at + 5),
+            line % (b"", at),
+            line % (b"y" * 900_000, at + 9),
+            line % (b"", at + 1),
+        ]
+        path.write_bytes(b"".join(lines))
+        assert span_of(path, 0)[1:4] == (4, at + 5, at + 9)
+
 
 def judged(line: bytes) -> int | None:
     from storage.event import Rejected
