@@ -39,7 +39,7 @@ from storage.times import now
 from tasks.deliver import DeliverySummary, deliver_to_end
 from tasks.local import side_by_side
 from tasks.mail import parse_address
-from tasks.process import FinalTick, process_to_end
+from tasks.process import FinalTick, positions, process_to_end
 from tasks.run import Run
 from tasks.settle import resolve
 from tasks.topology import build_topology
@@ -270,6 +270,12 @@ class TestSuppressed:
             save_contacts(store.database, [ANN])
             submitted(store, 1)
             assert deliver(store).states == {"SENT": 1}
+
+    def test_what_delivery_has_read_is_all_accounted_for(self, store: Store) -> None:
+        submitted(store, 1, 2)
+        deliver(store)
+        [there] = [p for p in positions(store) if (p.processor, p.log) == ("deliver", "reactions")]
+        assert (there.lines, there.processed, there.quarantined, there.ignored) == (2, 2, 0, 0)
 
     def test_a_forgotten_person_gets_nothing(self, store: Store) -> None:
         save_contacts(store.database, [ANN])
