@@ -22,7 +22,7 @@ from storage.settings import load_settings
 from storage.store import Store
 from tasks.local import side_by_side
 from tasks.process import FinalTick, process_to_end
-from tasks.processors import abandonment, normalise
+from tasks.processors import abandonment, derive, normalise
 from tasks.run import Run
 from tasks.status import read_status
 from tasks.topology import build_topology
@@ -522,6 +522,18 @@ class TestDerive:
     def test_of_an_id_that_stands_there_twice_the_last_one_counts(self, fresh: Fresh, obj: str) -> None:
         [event] = given(fresh(), "derive", did("SUBMIT_TAX", 0, obj=obj))
         assert event["object"]["id"] == 901
+
+    def test_an_event_that_two_rules_name_gives_two_emails_and_counts_once(
+        self, fresh: Fresh, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        second = derive.Rule("ORDER_COMPLETED", "tax-received", derive.customer_of_subject)
+        monkeypatch.setattr(derive, "RULES", (*derive.RULES, second))
+        store = fresh()
+        events = given(store, "derive", did("ORDER_COMPLETED", 7), browse(8))
+        assert [e["object"]["template"] for e in events] == ["order-confirmed", "tax-received"]
+        [row] = [r for r in read_status(store, build_topology(store.settings)).processors if r.processor == "derive"]
+        assert (row.processed, row.ignored) == (1, 1)
+        assert len(given(store, "derive", did("ORDER_COMPLETED", 9))) == 4
 
     def test_an_id_beyond_64_bits_goes_through(self, fresh: Fresh) -> None:
         [event] = given(fresh(), "derive", did("SUBMIT_TAX", 0, obj=f'{{"id": {2**70}}}'))

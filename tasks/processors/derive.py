@@ -62,12 +62,14 @@ class Processor(contract.Processor[dict[str, Any]]):
 
     def process(self, batch: Batch, state: contract.States[dict[str, Any]], out: contract.Output) -> None:
         """Give the emails that the rules ask for, in log order."""
-        out.ignored += len(batch.events)
+        processed = 0
         for event in [event for event in batch.events if event.verb in _VERBS]:
+            before = len(out.lines)
             for rule in RULES:
                 if rule.verb == event.verb and (recipient := rule.recipient(event)) is not None:
-                    out.ignored -= 1
                     self._mail(event, rule, recipient, out)
+            processed += len(out.lines) > before  # once, however many rules name it
+        out.ignored += len(batch.events) - processed
 
     def _mail(self, event: Event, rule: Rule, recipient: dict[str, Any], out: contract.Output) -> None:
         out.emit(
