@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from storage.clock import Clock, Snapshot, Tick
+from storage.reader import PartitionReader
 from storage.store import Store
 from tasks.follow import PartitionFollower
 from tasks.replay_plan import Ticks
@@ -62,6 +63,17 @@ class ReplayFollower(PartitionFollower):
         self._take_up(in_force(self.versions, self.position))
 
 
+def common(one: PartitionReader, other: PartitionReader, end: int) -> int:
+    """Up to which offset before `end` two logs have the same bytes."""
+    done = 0
+    for piece in one.raw(0, end):
+        there = b"".join(other.raw(done, done + len(piece)))
+        if there != piece:
+            return done + next(i for i, byte in enumerate(piece) if there[i : i + 1] != bytes([byte]))
+        done += len(piece)
+    return done
+
+
 def versions_of(
     run: Run, name: str, partition: int, base: Mapping[str, int], changed: Mapping[str, object], *, ticks: bool = True
 ) -> list[Version]:
@@ -80,7 +92,10 @@ def versions_of(
         reader = run.store.reader(log, partition, run.generation(log))
         try:
             end = run.store.committed_end(log, partition, run.generation(log))
-            found = by_clock(found, reader, log, partition, end)
+            before = min(end, run.store.committed_end(log, partition, base.get(log, 1)))
+            with run.store.reader(log, partition, base.get(log, 1)) as other:
+                same = common(reader, other, before)
+            found = by_clock(found, reader, log, partition, end, same)
         finally:
             reader.close()
     if not ticks:

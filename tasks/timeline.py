@@ -80,9 +80,15 @@ def without_ticks(versions: Iterable[Version]) -> list[Version]:
     return [replace(version, place=Place(version.place.offset)) for version in versions]
 
 
-def by_clock(versions: Sequence[Version], reader: PartitionReader, log: str, partition: int, end: int) -> list[Version]:
-    """The same in another generation of the log that is read, where offsets are others: each from the first later clock on."""
-    found, rest = list(versions[:1]), list(versions[1:])
+def by_clock(
+    versions: Sequence[Version], reader: PartitionReader, log: str, partition: int, end: int, same: int = 0
+) -> list[Version]:
+    """The same in another generation of the log that is read, where offsets are others: each from the first later clock on.
+
+    Up to the offset `same` they are not: of events with one clock only their place tells which settings they met.
+    """
+    count = max(1, sum(version.place.offset <= same for version in versions))
+    found, rest = list(versions[:count]), list(versions[count:])
     cache, offset, clock = BatchCache(1 << 20, 1 << 40, MAX_DERIVED_DEPTH, kept=1), 0, 0
     while rest and (batch := cache.get(reader, log, partition, offset, end, clock)):
         for event in batch.events:

@@ -16,18 +16,20 @@ import pytest
 
 from storage import steps
 from storage.door import append_lines
-from storage.errors import AfterlogError, UsageError
+from storage.errors import AfterlogError, Stopped, UsageError
 from storage.generations import READY, find_replay
 from storage.store import Store
 from tasks.diff import Differ, Side
 from tasks.impact import Comparison, compare
+from tasks.process import process_to_end
 from tasks.replay import Replayed, drop_replay, run_replay, start
 from tasks.replay_plan import Request
+from tasks.run import Run
 from tasks.timeline import make_processor
 from tasks.topology import build_topology
 from tests import oracle
 from tests.conftest import ROOT, SHARED, afterlog, log_bytes, needs_shared
-from tests.helpers import DERIVED, TABLES, derived, parsed, process, rows_of
+from tests.helpers import DERIVED, TABLES, derived, open_store, parsed, process, rows_of
 
 BOTH_DATABASES = True
 pytestmark = pytest.mark.only("sqlite")
@@ -231,6 +233,29 @@ def test_recorded_settings_hold_again_between_ticks_at_the_same_place(make_store
         process(store.home, timeout=timeout, as_of=START + minutes * MINUTE)
     [left] = parsed(log_bytes(store.home, "baskets"))
     assert left["event"]["inserted_at"] == START + 41 * MINUTE
+    _, found = again(store)
+    assert found.is_nothing
+
+
+def test_settings_that_changed_between_two_events_of_one_clock_hold_again_from_the_second(store: Store) -> None:
+    """A tick finds many at once, and who reads of them may be anywhere among them when its settings change."""
+    append_lines(store, "events", [line(1, 0), line(2, 1)])
+    process(store.home, as_of=START + 45 * MINUTE)
+    append_lines(store, "events", [line(1, 100), line(2, 101)])
+    process(store.home, "abandonment", as_of=START + 145 * MINUTE)
+    small = open_store(store.home, batch_bytes=1, commit_bytes=1)
+    run = Run(small, build_topology(small.settings), "test")
+    steps.arm(lambda step: run.stop.set() if step == "committed" else None)
+    try:
+        with pytest.raises(Stopped):
+            process_to_end(run, "remind", None)
+    finally:
+        steps.arm(None)
+    process(store.home, reminder_gap="1h")
+    mails = [
+        (mail["object"]["id"], mail["event"]["inserted_at"]) for mail in parsed(log_bytes(store.home, "reminders"))
+    ]
+    assert mails == [(1, START + 45 * MINUTE), (2, START + 45 * MINUTE), (2, START + 145 * MINUTE)]
     _, found = again(store)
     assert found.is_nothing
 
