@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Self
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowRunFilter,
+    FlowRunFilterNextScheduledStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.runner import Runner
 
@@ -69,6 +80,25 @@ async def register(runner: Runner, settings: Settings) -> list[UUID]:
     return to_start
 
 
+async def forget_late(client: PrefectClient, deployments: list[UUID]) -> int:
+    """Take away the scheduled runs of shifts whose time came while nobody was here to run them; says how many.
+
+    One shift does all that is left to do, and it is to start now: each of the others would take over from the one before.
+    """
+    missed = FlowRunFilter(
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+        next_scheduled_start_time=FlowRunFilterNextScheduledStartTime(before_=datetime.now(UTC)),  # type: ignore[arg-type]  # pydantic takes it
+    )
+    of = DeploymentFilter(id=DeploymentFilterId(any_=deployments))
+    late = [
+        run for run in await client.read_flow_runs(flow_run_filter=missed, deployment_filter=of) if run.auto_scheduled
+    ]
+    for run in late:
+        with suppress(ObjectNotFound):
+            await client.delete_flow_run(run.id)
+    return len(late)
+
+
 async def _is_paused(client: PrefectClient, name: str) -> bool:
     try:
         found = await client.read_deployment_by_name(name)
@@ -86,6 +116,8 @@ async def serve() -> None:
     for line in await apply_automations(settings):
         say(line)
     async with get_client() as client:
+        if late := await forget_late(client, to_start):
+            say(f"{late} shifts were due while no runner was here: one of each flow starts now instead")
         for ident in to_start:
             await client.create_flow_run_from_deployment(ident, name="first shift")
     await runner.start()

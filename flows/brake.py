@@ -16,7 +16,7 @@ Action = Literal["pause", "resume", "drop what is held"]
 
 
 @flow(name="brake", flow_run_name="{action}", log_prints=False)
-def brake(action: Action, reason: Annotated[str, Field(min_length=1, max_length=500)] = "by a person") -> str:
+def brake(action: Action, reason: Annotated[str, Field(pattern=r"\S", max_length=500)] = "by a person") -> str:
     """Hold all mails, send them again, or drop those that are held.
 
     Args:

@@ -99,7 +99,7 @@ def check_contiguous(segments: list[Segment]) -> None:
                 where=str(segment.path),
                 found=f"base offset {segment.base}",
                 expected=expected,
-                do="Restore the partition's files from a backup",
+                do="`afterlog archive` notes again what the archive has; else restore the partition's files from a backup",
             )
         if successor is not None:
             expected = segment.base + segment.size()

@@ -73,8 +73,10 @@ class Store:
         from storage.archive import Archive  # nothing that is still here needs it
         from storage.remote import Remote
 
-        url = self.settings.archive_url
-        return Archive(Remote(url.reveal() if url else str(self.home / "archive")), self.home / "cache")
+        given = self.settings.archive_url
+        url = given.reveal() if given else "archive"
+        # A folder that is not written in full is in HOME, whatever the folder in which a command runs.
+        return Archive(Remote(url if "://" in url else str(self.home / url)), self.home / "cache")
 
     @property
     def may_fork(self) -> bool:

@@ -61,7 +61,8 @@ class Verifier:
                 checks.append((entry, self._pool.submit(_check_file, local[entry.base], entry, entries)))
             elif entry.end > upto:
                 found.problems.append(
-                    f"{_place(found.name, entry)}: the segment is missing, and it is not in the archive"
+                    f"{_place(found.name, entry)}: the segment is missing, and not noted as archived "
+                    "(`afterlog archive` notes what the archive has)"
                 )
             if entry.end <= upto:
                 found.archived += 1

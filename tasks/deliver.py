@@ -64,6 +64,8 @@ class Deliverer:
         self._guards, self._restores = Guards(run, self.outbox), Restores(run)
         self._brake, self._decide_at = BrakeCheck(run), 0.0
         self._rows_may_be_old = False
+        self.tried = 0
+        """How many mails were looked at to be sent."""
         self._intake = Intake(run, self.outbox, self._restores)
         self._transport: Transport = open_transport(parse_mail_url(self.settings.mail_url.reveal()), run.store.home)
         check_sender(self.settings.mail_from)
@@ -126,6 +128,7 @@ class Deliverer:
         for mail in mails:
             if self.run.stop.is_set():
                 break
+            self.tried += 1
             reason = self._guards.plain_reason(mail)
             if reason == WITHDRAWN and self._rows_may_be_old:
                 continue  # what is live may have given this mail a moment ago: the next round reads its row
@@ -199,7 +202,7 @@ def deliver_to_end(run: Run, limit: int | None = None, told: Told = lambda _reas
     try:
         deliverer = Deliverer(run, told)
         try:
-            while deliverer.round(limit) and limit is None:
+            while deliverer.round(None if limit is None else limit - deliverer.tried) and deliverer.tried != limit:
                 if run.stop.is_set():
                     raise Stopped("stopped between two mails")
         finally:

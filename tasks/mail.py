@@ -256,6 +256,7 @@ def _render(name: str, facts: Mapping[str, Any]) -> tuple[str, str, str]:
     """Return the subject, the plain text and the HTML of the template `name`."""
     try:
         text, html = (_environment().get_template(f"{name}.{kind}").render(facts) for kind in ("txt", "html"))
+        (text + html).encode()  # half a surrogate, say, goes into no mail
     except Exception as error:  # whatever a template calls for
         # Only Jinja's own words: another error's may have a text of the event in them.
         said = f": {_clean(str(error), 100)}" if isinstance(error, TemplateError) else ""

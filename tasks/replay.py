@@ -71,10 +71,11 @@ def start(store: Store, topology: Topology, request: Request, holder: str) -> tu
                 )
             planned.notes = notes
             return planned, True
-    if request.name.isdigit() or len(request.name) > 100:
+    if request.name.isdigit() or len(request.name) > 100 or request.name != request.name.strip():
         raise UsageError(
-            "no name for a replay", found=repr(request.name[:120]), expected="at most 100 characters, not only digits"
-        )
+            "no name for a replay", found=repr(request.name[:120]),
+            expected="at most 100 characters, not only digits, no blanks around them",
+        )  # fmt: skip
     plan = make_plan(store, topology, request, holder)
     row = create_replay(store, request.name, write_plan(plan))
     return Planned(row, plan, notes), False

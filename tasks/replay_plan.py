@@ -107,6 +107,11 @@ def make_plan(store: Store, topology: Topology, request: Request, holder: str) -
     positions, ends = read_ends(store.database, base)
     compare = {f"{log}/{part}": end for (log, part), end in ends.items() if log in logs}
     since, until = _time(live, reads, request.from_), _time(live, reads, request.to)
+    if since is not None and until is not None and since >= until:
+        raise UsageError(
+            "a replay from a moment on that is not before its end",
+            found=f"{show(since)} and {show(until)}", expected="from before to",
+        )  # fmt: skip
     goals = {}
     for p in positions:
         if p.processor in processors and p.log not in logs:
@@ -169,7 +174,7 @@ def _time(run: Run, reads: set[str], text: str) -> int | None:
     """The moment in log time that a person means by an offset or a time; None for all.
 
     Raises:
-        UsageError: it is neither, or an offset where there are several partitions that it could be of.
+        UsageError: it is neither, or an offset beyond the log's end, or of one of several partitions.
     """
     if text == ALL:
         return None
@@ -189,6 +194,13 @@ def _time(run: Run, reads: set[str], text: str) -> int | None:
             "an offset of which partition?", found=", ".join(f"{log}/{part}" for log, part in places) or "no raw log",
             do="Give a time instead",
         )  # fmt: skip
+    with run.store.reader(*places[0]) as reader:
+        if offset > reader.end():
+            raise UsageError(
+                f"{places[0][0]}/{places[0][1]} ends before that offset",
+                found=offset,
+                expected=f"{reader.end()} at most",
+            )
     return _walk(run, *places[0], lambda event_offset, _clock: event_offset >= offset)[1]
 
 

@@ -242,6 +242,22 @@ class TestRemoval:
         with pytest.raises(CorruptLogError, match="the archive has another segment than the manifest says"):
             archive(elsewhere)
 
+    def test_a_folder_that_is_not_written_in_full_is_in_home_wherever_a_command_runs(
+        self, make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = make_store(**SMALL, archive_url="kept/here")
+        for folder in ("one", "other"):
+            (tmp_path / folder).mkdir()
+            monkeypatch.chdir(tmp_path / folder)
+            self._appended(make_store(**SMALL, archive_url="kept/here"))
+            archive(make_store(**SMALL, archive_url="kept/here"))
+        assert sorted(path.name for path in tmp_path.iterdir() if path.name in ("kept", "one", "other")) == [
+            "one",
+            "other",
+        ]
+        assert not [*(tmp_path / "one").iterdir(), *(tmp_path / "other").iterdir()]
+        assert (store.home / "kept" / "here" / "events" / "0").is_dir()
+
     def test_a_partition_that_fails_keeps_no_other_one_back(self, make_store: MakeStore) -> None:
         store = make_store(**SMALL)
         self._appended(store)

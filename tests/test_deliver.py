@@ -201,6 +201,12 @@ class TestSent:
             assert deliver(store).states == {"SENT": 1}
         assert len({parsed(received)["Message-ID"] for received in server.inbox}) == len(server.inbox) == 3
 
+    def test_a_limit_is_kept_also_where_it_is_more_than_one_round_takes(self, make_store: MakeStore) -> None:
+        store = make_store()
+        submitted(store, *range(250))
+        assert deliver(store, limit=230).states == {"SUPPRESSED": 230}
+        assert deliver(store, limit=230).states == {"SUPPRESSED": 20}
+
     def test_many_mails_go_out_over_one_connection_in_the_order_of_the_log(self, make_store: MakeStore) -> None:
         with SmtpServer() as server:
             store = make_store(mail_url=server.url)
@@ -422,6 +428,7 @@ class TestTemporary:
             ({"html": "{% if %}"}, "TemplateSyntaxError: Expected an expression, got 'end of statement block'"),
             ({"html": None}, "TemplateNotFound: 'tax-received.html' not found"),
             ({"txt": "Subject: {{ items + 1 }}"}, "TypeError"),
+            ({"txt": 'Subject: Hi\n\n{{ "\\ud800" }}'}, "UnicodeEncodeError"),
         ],
     )
     def test_a_template_with_a_mistake_costs_no_mail_and_leaves_none_in_doubt(

@@ -212,6 +212,37 @@ def test_a_schedule_that_a_person_has_paused_stays_so_when_the_runner_starts_aga
             api.delete(f"/deployments/{api.deployments()[definition.full_name]['id']}")
 
 
+def test_shifts_that_were_due_while_no_runner_was_there_are_forgotten(home: Path, server: str) -> None:
+    """After a night each of them would start a process, and take over from the one before."""
+    from prefect.client.orchestration import get_client
+
+    from deployments.definitions import DEFINITIONS
+    from deployments.serve import forget_late, new_runner, register
+
+    api = Api(server)
+
+    async def late() -> int:
+        async with get_client() as client:
+            return await forget_late(client, to_start)
+
+    try:
+        to_start = asyncio.run(register(new_runner(), load_settings()))
+        assert asyncio.run(late()) == 0
+        by_hand = api.start("process/shift")
+        for name, end in (("process/shift", "2026-01-02T01:00:00Z"), ("archive/daily", "2026-01-03T00:00:00Z")):
+            past = {"start_time": "2026-01-02T00:00:00Z", "end_time": end}
+            api.post(f"/deployments/{api.deployments()[name]['id']}/schedule", **past)
+        others = {run["id"] for run in api.runs("archive/daily")}
+        assert others
+        assert asyncio.run(late()) > 10
+        assert [run["id"] for run in api.runs("process/shift") if run["expected_start_time"] < "2026-06"] == []
+        assert by_hand in {run["id"] for run in api.runs("process/shift")}
+        assert {run["id"] for run in api.runs("archive/daily")} >= others
+    finally:
+        for definition in DEFINITIONS:
+            api.delete(f"/deployments/{api.deployments()[definition.full_name]['id']}")
+
+
 def test_a_replay_that_asks_is_answered_by_a_person_and_by_nothing_else(
     home: Path, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -294,7 +294,15 @@ def test_one_tick_instead_of_the_recorded_ones(store: Store) -> None:
         ({"processors": ("derive",), "settings": {"timeout": "45m"}}, "is of abandonment"),
         ({"from_": "yesterday"}, "neither an offset nor a time"),
         ({"as_of": 9_000_000_000_000}, "lies ahead"),
+        (
+            {"from_": "2023-01-02T00:00:00Z", "to": "2023-01-01T00:00:00Z"},
+            "from a moment on that is not before its end",
+        ),
+        ({"from_": "2023-01-02T00:00:00Z", "to": "2023-01-02T00:00:00Z"}, "found 2023-01-02T00:00:00.000Z and 2023"),
+        ({"from_": "1"}, "events/0 ends before that offset; found 1, expected 0 at most"),
+        ({"to": "99999"}, "events/0 ends before that offset; found 99999"),
         ({"name": "12"}, "no name"),
+        ({"name": "  "}, "no blanks around"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(store: Store, wanted: dict[str, Any], words: str) -> None:

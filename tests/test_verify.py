@@ -173,7 +173,9 @@ class TestPlaces:
             expected = {f"{place}{one} has grown"}
         elif how == "missing":
             one.unlink()
-            expected = {f"{place}the segment is missing, and it is not in the archive"}
+            expected = {
+                f"{place}the segment is missing, and not noted as archived (`afterlog archive` notes what the archive has)"
+            }
         elif how == "swapped":
             a, b = one.read_bytes(), two.read_bytes()
             one.write_bytes(b)
