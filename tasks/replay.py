@@ -174,9 +174,8 @@ def bring(
             os.nice(nice)  # this thread's: nobody without privileges can take it back
         return _bring(run, plan, name, goals, versions)
 
-    for (
-        log
-    ) in plan.logs:  # also where its processor has not begun: by its folder others see that there is another generation
+    # Also where its processor has not begun: by its folder others see that there is another generation.
+    for log in plan.logs:
         make_directory(run.store.directory(log, 0, run.generation(log)))
     first = [name for name in plan.processors if run.topology.reads(name) not in plan.logs]
     rest = [[name] for name in plan.processors if name not in first]
