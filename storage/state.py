@@ -150,6 +150,13 @@ class StateStore(Generic[S]):
                 return
             after = (rows[-1].due, rows[-1].rank, rows[-1].key)
 
+    def is_still_due(self, key: str, bound: int) -> bool:
+        """Whether a state that `due_before` gave is due as it was: neither dropped since, nor put with a later due."""
+        if key not in self._changed:
+            return True
+        due = self._dues[key] = self._due(key)
+        return due is not None and due[0] < bound
+
     @property
     def dirty(self) -> int:
         """How many keys have changed since the last commit."""

@@ -14,7 +14,7 @@ from storage.reader import lost_log
 from storage.state import StateStore
 from storage.times import now, show
 from tasks.processors.contract import Output
-from tasks.processors.told import told
+from tasks.processors.told import check_settled, told
 from tasks.run import COLLECTOR, Run
 from tasks.timeline import Place, Version, digest_of, going_on, lesser, make_processor, recorded_beyond
 
@@ -185,9 +185,8 @@ class PartitionFollower:
         position = self.position
         as_of = max(position.as_of, tick.as_of)
         if self.tick_wanted(as_of):
-            bound, done = self.processor.due(as_of), False
-            while not done:
-                done = self._tick(as_of, bound)
+            while not self._tick(as_of, self.processor.due(as_of)):
+                pass
         position.as_of, position.clock = as_of, max(position.clock, as_of)
 
     def _tick(self, as_of: int, bound: int) -> bool:
@@ -198,6 +197,7 @@ class PartitionFollower:
             self._earlier.check_in_place()
             with told(self.processor, f"{self.reader.name}, a tick of {show(as_of)}"):
                 self.processor.tick(as_of, due, self.states, self._out)
+                check_settled(self.processor, (key for key, _ in due if self.states.is_still_due(key, bound)))
             self._spill()
             if self._is_enough() or self.states.dirty >= _DUE_IN_A_COMMIT:
                 self._commit()

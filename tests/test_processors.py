@@ -995,6 +995,39 @@ class TestAProcessorOfOnesOwn:
         assert list(failures) == ["clumsy"]
         assert re.search(sentence, str(failures["clumsy"]))
 
+    @pytest.mark.parametrize(
+        ("what", "fails"),
+        [
+            ("pass", True),
+            ("[state.put(key, value, due=(0, 0)) for key, value in due]", True),
+            ("[state.put(key, value, due=(0, 0)) for key, value in due[1:]], state.drop(due[0][0])", True),
+            ("[state.put(key, value, due=(as_of, 0)) for key, value in due]", False),
+            ("[state.put(key, value) for key, value in due]", False),
+            ("[state.drop(key) for key, _ in due]", False),
+        ],
+    )
+    def test_a_tick_that_leaves_a_state_due_is_refused(
+        self, fresh: Fresh, module: Callable[[str, str], str], what: str, fails: bool
+    ) -> None:
+        """Else a tick would come for it every second, for ever."""
+        source = (
+            "from tasks.processors import contract\nclass Processor(contract.Processor):\n"
+            "    name, reads, ticks = 'forgetful', 'events', True\n"
+            "    def event(self, event, state, out):\n        state.put(event.key, {}, due=(1, 0))\n"
+            f"    def tick(self, as_of, due, state, out):\n        {what}\n"
+        )
+        sys.modules.pop("forgetful", None)
+        store = fresh(processors=[module("forgetful", source)])
+        append_lines(store, "events", [browse(n, customer=str(n)) for n in (7, 8, 9)])
+        failures = all_of(store)
+        assert list(failures) == ["forgetful"] * fails
+        if fails:
+            said = str(failures["forgetful"])
+            assert re.fullmatch(
+                r"AfterlogError: a tick of forgetful has left a state due; found '[789]', expected each one .* dropped. Correct `tick` in forgetful",
+                said,
+            ), said
+
     @pytest.mark.parametrize(("name", "source"), [
         ("broken", "1 / 0"), ("unreadable", "def Processor(:"), ("leaving", "raise SystemExit(3)"),
         ("unmakeable", UNMAKEABLE),

@@ -33,6 +33,21 @@ def told(processor: Processor[Any], where: str) -> Iterator[None]:
         ) from error  # fmt: skip
 
 
+def check_settled(processor: Processor[Any], still_due: Iterator[str]) -> None:
+    """Make sure that a tick has left nothing due: else it is due at every moment from then on, and a tick comes for it each time.
+
+    Raises:
+        AfterlogError: it has.
+    """
+    key = next(still_due, None)
+    if key is not None:
+        raise AfterlogError(
+            f"a tick of {processor.name} has left a state due", found=repr(key[:100]),
+            expected="each one that it was given put with a later due, or dropped",
+            do=f"Correct `tick` in {type(processor).__module__}",
+        )  # fmt: skip
+
+
 def _line(processor: Processor[Any], error: BaseException) -> str:
     """Where in the code it was: the last line of the processor's own file, if it got there."""
     frames = traceback.extract_tb(error.__traceback__)
