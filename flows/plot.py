@@ -14,6 +14,7 @@ from tasks.topology import Topology
 
 HOURS = 48
 _WIDTH, _LEFT, _STRIP, _GAP, _TOP, _FOOT = 760, 8, 62, 30, 26, 24
+_LABEL = 36  # what the time of an hour takes
 _COLOURS = {"events": "#4361a5", "abandonments": "#c4532d", "recoveries": "#2f8f5b", "mails sent": "#8250a8"}
 
 
@@ -108,6 +109,7 @@ def _axis(plot: Plot, top: int) -> str:
         at = show(plot.since + hour * HOUR)
         label = at[5:10] if at[11:13] == "00" else at[11:16]
         x = _LEFT + hour * step
-        texts.append(f'<text x="{x:.1f}" y="{top + 8}" fill="#777" font-size="12">{label}</text>')
+        left = min(x, _WIDTH - _LEFT - _LABEL)
+        texts.append(f'<text x="{left:.1f}" y="{top + 8}" fill="#777" font-size="12">{label}</text>')
         texts.append(f'<path d="M{x:.1f} {_TOP}V{top - 6}" stroke="#000" stroke-opacity=".08"/>')
     return "".join(texts)

@@ -261,3 +261,8 @@ def test_a_plot_is_a_picture_with_a_bar_an_hour_that_had_any() -> None:
     bars = [path.get("d") or "" for path in picture.iter("{http://www.w3.org/2000/svg}path") if path.get("fill")]
     assert [bar.count("M") for bar in bars] == [32, 0]
     assert "at most 10 an hour" in draw(plot)
+    for since in range(6):  # wherever the last six hours end, their label is whole
+        drawn = ElementTree.fromstring(draw(Plot(since * HOUR, since * HOUR, plot.series, False)))  # noqa: S314  # likewise
+        labels = [each for each in drawn.iter() if each.get("font-size") == "12"]
+        assert labels
+        assert max(float(each.get("x", "")) for each in labels) + 34 < float(drawn.get("width", ""))
