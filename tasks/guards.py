@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from storage.mails import MAY_HAVE_BEEN_SENT, NOT_ALLOWED, WITHDRAWN, Mail, is_allowed
 from storage.outbox import Outbox
 from storage.times import now, show
+from tasks.latest import integer
 from tasks.process import positions, process_to_end
 from tasks.run import Run
 
@@ -97,12 +98,7 @@ def read_event(run: Run, log: str, partition: int, offset: int, generation: int 
     """The event at a place; json takes numbers that orjson refuses, and a cause may carry one."""
     reader = run.store.reader(log, partition, generation)
     try:
-        event: dict[str, Any] = json.loads(reader.line(offset), parse_int=_integer)
+        event: dict[str, Any] = json.loads(reader.line(offset), parse_int=integer)
     finally:
         reader.close()
     return event
-
-
-def _integer(literal: str) -> int | float:
-    """Python refuses to read an integer of thousands of digits; a mail would show none of it anyway."""
-    return int(literal) if len(literal) <= 4000 else float(literal)

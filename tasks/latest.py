@@ -98,7 +98,7 @@ def count_hours(store: Store, log: str, since: int, hours: int, *, derived: bool
 def parse(line: bytes) -> dict[str, Any] | None:
     """A line as an object, whatever numbers it holds; None where it is none."""
     try:
-        event = json.loads(line, parse_int=_integer)
+        event = json.loads(line, parse_int=integer)
     except (ValueError, RecursionError):
         return None
     return event if isinstance(event, dict) else None
@@ -185,6 +185,6 @@ def _stamp(event: dict[str, Any]) -> int:
     return stamp if isinstance(stamp, int) else 0
 
 
-def _integer(literal: str) -> int | float:
+def integer(literal: str) -> int | float:
     """Python refuses to read an integer of thousands of digits, and cannot divide one of hundreds."""
     return int(literal) if len(literal) < 300 else float(literal)
