@@ -92,9 +92,10 @@ def versions_of(
         reader = run.store.reader(log, partition, run.generation(log))
         try:
             end = run.store.committed_end(log, partition, run.generation(log))
-            before = min(end, run.store.committed_end(log, partition, base.get(log, 1)))
+            # Only where settings changed it matters: to compare both as a whole would take long, of the locks of a promotion too.
+            upto = min(end, run.store.committed_end(log, partition, base.get(log, 1)), found[-1].place.offset)
             with run.store.reader(log, partition, base.get(log, 1)) as other:
-                same = common(reader, other, before)
+                same = common(reader, other, upto)
             found = by_clock(found, reader, log, partition, end, same)
         finally:
             reader.close()

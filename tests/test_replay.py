@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from tasks.diff import Differ, Side
 from tasks.impact import Comparison, compare
 from tasks.process import process_to_end
 from tasks.replay import Replayed, drop_replay, run_replay, start
+from tasks.replay_follow import ReplayRun, versions_of
 from tasks.replay_plan import Request
 from tasks.run import Run
 from tasks.timeline import make_processor
@@ -258,6 +260,15 @@ def test_settings_that_changed_between_two_events_of_one_clock_hold_again_from_t
     assert mails == [(1, START + 45 * MINUTE), (2, START + 45 * MINUTE), (2, START + 145 * MINUTE)]
     _, found = again(store)
     assert found.is_nothing
+
+
+def test_where_settings_never_changed_what_is_live_is_not_read_for_them(store: Store) -> None:
+    """It may be long, and a promotion asks for them under its locks."""
+    write(store, line(1, 0), line(2, 5), as_of=50)
+    planned = again(store)[0].planned
+    run = ReplayRun(store, build_topology(store.settings), "test", dict.fromkeys(planned.plan.logs, planned.generation))
+    shutil.rmtree(store.home / "logs" / "baskets")
+    assert [version.place.offset for version in versions_of(run, "remind", 0, planned.plan.base, {})] == [0]
 
 
 def test_a_range_limits_what_is_compared(store: Store) -> None:
