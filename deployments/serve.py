@@ -18,7 +18,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.runner import Runner
 
@@ -90,9 +90,12 @@ async def forget_late(client: PrefectClient, deployments: list[UUID]) -> int:
         next_scheduled_start_time=FlowRunFilterNextScheduledStartTime(before_=datetime.now(UTC)),  # type: ignore[arg-type]  # pydantic takes it
     )
     of = DeploymentFilter(id=DeploymentFilterId(any_=deployments))
-    late = [
-        run for run in await client.read_flow_runs(flow_run_filter=missed, deployment_filter=of) if run.auto_scheduled
-    ]
+    late: list[FlowRun] = []
+    looked_at = 0
+    while page := await client.read_flow_runs(flow_run_filter=missed, deployment_filter=of, offset=looked_at):
+        # One that has been at work waits to be run again: it is somebody's trace, and gives way by itself.
+        late += [run for run in page if run.auto_scheduled and not run.run_count]
+        looked_at += len(page)
     for run in late:
         with suppress(ObjectNotFound):
             await client.delete_flow_run(run.id)

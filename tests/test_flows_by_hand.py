@@ -229,13 +229,28 @@ def test_shifts_that_were_due_while_no_runner_was_there_are_forgotten(home: Path
         to_start = asyncio.run(register(new_runner(), load_settings()))
         assert asyncio.run(late()) == 0
         by_hand = api.start("process/shift")
-        for name, end in (("process/shift", "2026-01-02T01:00:00Z"), ("archive/daily", "2026-01-03T00:00:00Z")):
-            past = {"start_time": "2026-01-02T00:00:00Z", "end_time": end}
-            api.post(f"/deployments/{api.deployments()[name]['id']}/schedule", **past)
+        for name, begin, end in (
+            ("process/shift", "2026-01-01T00:00:00Z", "2026-01-01T08:20:00Z"),
+            ("process/shift", "2026-01-02T00:00:00Z", "2026-01-02T08:20:00Z"),
+            ("process/shift", "2026-01-03T00:00:00Z", "2026-01-03T08:20:00Z"),
+            ("archive/daily", "2026-01-02T00:00:00Z", "2026-01-03T00:00:00Z"),
+        ):
+            api.post(
+                f"/deployments/{api.deployments()[name]['id']}/schedule", start_time=begin, end_time=end, min_runs=100
+            )
         others = {run["id"] for run in api.runs("archive/daily")}
         assert others
-        assert asyncio.run(late()) > 10
-        assert [run["id"] for run in api.runs("process/shift") if run["expected_start_time"] < "2026-06"] == []
+        crashed = next(run["id"] for run in api.runs("process/shift") if run["expected_start_time"] < "2026-06")
+        again = {
+            "type": "SCHEDULED",
+            "name": "AwaitingRetry",
+            "state_details": {"scheduled_time": "2026-01-04T00:00:00Z"},
+        }
+        for state in ({"type": "RUNNING"}, {"type": "CRASHED"}, again):
+            api.post(f"/flow_runs/{crashed}/set_state", state=state, force=True)
+        assert asyncio.run(late()) > 200, "more than a page of them"
+        left = [run["id"] for run in api.runs("process/shift") if run["expected_start_time"] < "2026-06"]
+        assert left == [crashed], "which has a history, and is run again"
         assert by_hand in {run["id"] for run in api.runs("process/shift")}
         assert {run["id"] for run in api.runs("archive/daily")} >= others
     finally:
