@@ -151,7 +151,7 @@ class StateStore(Generic[S]):
             after = (rows[-1].due, rows[-1].rank, rows[-1].key)
 
     def is_still_due(self, key: str, bound: int) -> bool:
-        """Whether a state that `due_before` gave is due as it was: neither dropped since, nor put with a later due."""
+        """Whether a state that `due_before` gave is due still: neither dropped since, nor put with no due or one from `bound` on."""
         if key not in self._changed:
             return True
         due = self._dues[key] = self._due(key)

@@ -43,7 +43,7 @@ def check_settled(processor: Processor[Any], still_due: Iterator[str]) -> None:
     if key is not None:
         raise AfterlogError(
             f"a tick of {processor.name} has left a state due", found=repr(key[:100]),
-            expected="each one that it was given put with a later due, or dropped",
+            expected="each one that it was given dropped, or put with a due that the tick does not reach",
             do=f"Correct `tick` in {type(processor).__module__}",
         )  # fmt: skip
 
