@@ -24,12 +24,12 @@ from storage.store import DELIVERIES
 from storage.times import now
 from tasks.brake import BrakeCheck
 from tasks.guards import Guards, read_event
-from tasks.intake import Intake
+from tasks.intake import Intake, logs_taken_in
 from tasks.mail import MailError, TemplateUnusable, compose, parse_address
 from tasks.mail_url import parse_mail_url
 from tasks.process import IDLE_WAIT, UNCONFIRMED_WAIT
 from tasks.restored import Restores
-from tasks.run import Run
+from tasks.run import Growth, Run
 from tasks.sending import NotSent, OutcomeUnknown, Transport
 from tasks.topology import DELIVER
 from tasks.transport import check_sender, open_transport
@@ -220,9 +220,10 @@ def follow_mail(run: Run, told: Told = lambda _reason: None) -> DeliverySummary:
         run.stand_by()
         while not run.stop.is_set():
             run.take(lock)
+            growth = Growth(run.store, logs_taken_in(run.topology))
             deliverer = Deliverer(run, told, summary)
             try:
-                while not (run.stop.is_set() or run.promoting()):
+                while not (run.stop.is_set() or run.promoting() or growth.seen()):
                     beat = run.pulse.beat
                     if not deliverer.round():
                         run.pulse.wait(beat, UNCONFIRMED_WAIT if deliverer.unconfirmed() else IDLE_WAIT)

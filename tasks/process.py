@@ -18,7 +18,7 @@ from storage.store import Store
 from storage.tables import Checkpoint
 from storage.times import now, show
 from tasks.follow import PartitionFollower
-from tasks.run import COLLECTOR, Run
+from tasks.run import COLLECTOR, Growth, Run
 
 AsOf = int | Literal["now", "log-end"]
 IDLE_WAIT = 1.0
@@ -133,8 +133,9 @@ def follow(run: Run, name: str) -> Summary:
         run.stand_by(name)
         while not run.stop.is_set():
             run.take(lock)
+            growth = Growth(run.store, [run.topology.reads(name)])
             with _followers(run, name, summary) as followers:
-                while not (run.stop.is_set() or run.promoting()):
+                while not (run.stop.is_set() or run.promoting() or growth.seen()):
                     beat = run.pulse.beat
                     if not _round(run, followers):
                         run.pulse.wait(beat, _patience(run, followers))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +23,7 @@ from tasks.pulse import Pulse
 from tasks.topology import DELIVER, Topology
 
 PROMOTION = "promotion.lock"
+_LOOK_EVERY = 1.0  # seconds
 
 
 class _Collector:
@@ -46,6 +48,24 @@ class _Collector:
 
 
 COLLECTOR = _Collector()
+
+
+class Growth:
+    """Whether logs have more partitions by now than when they were opened: others begin logs, and a derived one has its first line."""
+
+    def __init__(self, store: Store, logs: Sequence[str]) -> None:
+        self._store, self._logs = store, logs
+        self._known, self._look_at = self._count(), time.monotonic() + _LOOK_EVERY
+
+    def seen(self) -> bool:
+        """Whether there are more; looked for once a second."""
+        if time.monotonic() < self._look_at:
+            return False
+        self._look_at = time.monotonic() + _LOOK_EVERY
+        return self._count() > self._known
+
+    def _count(self) -> int:
+        return sum(len(self._store.partitions(log)) for log in self._logs)
 
 
 class Run:

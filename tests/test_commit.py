@@ -27,12 +27,14 @@ from storage.database import Database
 from storage.derived import DerivedWriter
 from storage.door import append_lines
 from storage.errors import AfterlogError, ConflictError, CorruptLogError, LostDataError, NondeterminismError, Stopped
+from storage.outbox import Outbox
 from storage.schema import HEAD
 from storage.state import StateStore
 from storage.statements import execute_many
 from storage.steps import arm
-from storage.store import Store
+from storage.store import DELIVERIES, Store
 from storage.times import now
+from tasks.deliver import follow_mail
 from tasks.follow import PartitionFollower
 from tasks.local import side_by_side
 from tasks.process import AsOf, FinalTick, follow, positions, process_to_end, tick_now
@@ -40,7 +42,7 @@ from tasks.run import Run
 from tasks.status import read_status
 from tasks.topology import build_topology
 from tests.conftest import ROOT, afterlog, log_bytes, settings_of
-from tests.operations import PATIENCE
+from tests.operations import PATIENCE, wait_for
 
 MakeStore = Callable[..., Store]
 BOTH_DATABASES = True
@@ -570,6 +572,27 @@ class TestOneFails:
         with pytest.raises(LostDataError):
             follow(run, "abandonment")
         assert run.ready() == 2
+
+    def test_followers_take_up_the_partitions_that_another_shell_begins(self, make_store: MakeStore) -> None:
+        """Also those of a derived log, which come with their first lines; not only when the next shift begins."""
+        store = make_store()
+        run = new_run(store)
+        run.pulse.start()
+        followers = [
+            threading.Thread(target=follow, args=(run, "derive")),
+            threading.Thread(target=follow_mail, args=(run,)),
+        ]
+        for follower in followers:
+            follower.start()
+        try:
+            wait_for(lambda: {p.processor for p in positions(store)} == {"derive", "deliver"})
+            append_lines(make_store(partitions=4), "events", [tax(1), tax(2)])
+            assert [part for part in range(4) if log_bytes(store.home, "events", part)] == [1]
+            wait_for(lambda: Outbox(store, DELIVERIES).counts() == {"SUPPRESSED": 2}, seconds=20)
+        finally:
+            run.stop.set()
+            for follower in followers:
+                follower.join()
 
     def test_a_partition_that_fails_keeps_nothing_of_another_back(self, make_store: MakeStore) -> None:
         store = make_store(partitions=2)
