@@ -91,6 +91,7 @@ def _columns(found: Sequence[str], where: str) -> list[str]:
                 where=where,
                 found=said,
                 expected=",".join(COLUMNS),
+                do=f"Call it {near[0]!r} if it is meant, else leave it out",
             )
     return names
 

@@ -802,7 +802,7 @@ class TestContacts:
             (b"type,id,email,email\nCLIENT,1,a@example.com,b@example.com\n", "the column 'email' is there twice; found type,id,email,email"),
             (b"type,id,email,unsubscribed,Unsubscribed\nCLIENT,1,a@example.com,no,yes\n", "the column 'unsubscribed' is there twice"),
             (b"type,id,email,unsubscribe\nCLIENT,1,a@example.com,yes\n",
-             "no column 'unsubscribed', but one that looks like it; found type,id,email,unsubscribe, expected type,id,email,unsubscribed"),
+             "no column 'unsubscribed', but one that looks like it; found type,id,email,unsubscribe, expected type,id,email,unsubscribed. Call it 'unsubscribed'"),
             (b"type,id,email,un_subscribed\nCLIENT,1,a@example.com,yes\n", "no column 'unsubscribed', but one that looks like it"),
             (b"type,id,email\nCLIENT,1,\xff@example.com\n", "no CSV in UTF-8"),
             (b'type,id,email\nCLIENT,1,"a@example.com\n', "no CSV in UTF-8"),
