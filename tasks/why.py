@@ -13,6 +13,7 @@ from typing import Any
 from storage.errors import AfterlogError, UsageError
 from storage.event import HEAD, MAX_DERIVED_DEPTH, Rejected
 from storage.judge import judge
+from storage.manifest import place_before
 from storage.store import DELIVERIES
 from storage.subject import subject_events
 from storage.times import show
@@ -217,9 +218,11 @@ def _shown_by(evidence: Evidence, found: Event, source: Place | None, generation
     clock, key, last = found["event"]["inserted_at"], str(found["subject"]["id"]), found["context"]["at"]
     log, partition, offset = source.log, source.partition, source.offset
     ticks = evidence.ticks(source)
-    tick = ticks.at(clock, offset)
+    tick, first = ticks.at(clock, offset), ticks.at(clock)
     ticks.close()
     begin = offset + 1 + len(evidence.line(source))
+    if tick == first:  # no tick before it has this clock, so whatever has it got it from a stamp
+        begin = max(begin, place_before(evidence.store.directory(log, partition), clock)[0])
     for event in subject_events(evidence.store, log, partition, key, start=begin, until=clock):
         at = Place(log, partition, event.offset)
         if event.clock < clock or (tick is not None and event.offset >= tick.end):

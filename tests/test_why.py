@@ -163,6 +163,26 @@ def test_whatever_came_first_of_a_tick_and_an_event_of_one_clock_showed_it(store
     assert shown[1:] == [f"the tick clock:0:{ticks[1]} of {known}"]
 
 
+def test_what_lies_between_a_basket_and_the_tick_that_showed_it_is_not_read(make_store: Callable[..., Store]) -> None:
+    """A catch-up shows those of years ago by a tick of now."""
+    store = make_store(segment_bytes=100_000)
+    append(store, added(500))
+    for ago in range(499, 479, -1):
+        append(store, *[did("VIEWED", ago, item=LEMON).replace(b'"id": 15,', b'"id": 77,')] * 500)
+    bring(store)
+    (left,) = _offsets(log_bytes(store.home, "baskets"))
+    before = _read_so_far()
+    assert why(store, f"baskets:0:{left}").chain[0].shown_by.startswith("the tick clock:0:")
+    assert _read_so_far() - before < len(log_bytes(store.home, "events")) / 3
+
+
+def _read_so_far() -> int:
+    """How many bytes this process has read from files."""
+    found = re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())
+    assert found
+    return int(found[1])
+
+
 def test_what_was_put_in_after_the_timeout_is_shown_by_what_came_after_it(store: Store) -> None:
     """A basket that was empty when its customer's next event came: that event has not shown it."""
     lines = [did("VIEWED", 200), did("ADDED_ITEM_TO_BASKET", 210, 150, item=LEMON), did("VIEWED", 100)]
