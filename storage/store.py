@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from storage.append import PartitionWriter
 from storage.errors import UsageError
-from storage.partition import record_partitions, recorded_partitions
+from storage.partition import MOST, record_partitions, recorded_partitions
 from storage.reader import PartitionReader
 from storage.segment import make_directory
 from storage.settings import Settings
@@ -114,7 +114,8 @@ class Store:
         found = self._counts.get(log)
         if found is None:
             # A log that was begun by hand, or by an Afterlog that did not write it down, has those at least that are there.
-            least = max(self._made(log, 1), default=0) + 1
+            # A folder with a greater number, a copy of some day say, is none of them.
+            least = max((part for part in self._made(log, 1) if part < MOST), default=0) + 1
             found = self._counts[log] = record_partitions(
                 self.directory(log, 0, 1), max(least, self.settings.partitions)
             )

@@ -490,6 +490,13 @@ class TestPartitions:
             append_lines(store, log, [raw()])
             assert store.partitions(log) == list(range(count))
 
+    def test_a_folder_that_a_day_is_the_name_of_is_no_partition_of_a_log_that_begins(
+        self, make_store: MakeStore
+    ) -> None:
+        store = make_store(partitions=2)
+        (store.home / "logs" / "events" / "20261128").mkdir(parents=True)
+        assert [make_store(partitions=2).begin("events") for _ in range(2)] == [2, 2]
+
     def test_a_number_of_partitions_that_was_torn_is_written_anew(self, make_store: MakeStore) -> None:
         store = make_store(partitions=16)
         (store.home / "logs" / "events" / "0").mkdir(parents=True)
