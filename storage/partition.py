@@ -79,5 +79,5 @@ def _parse(first: Path, text: bytes) -> int | None:
         return int(number)
     raise CorruptLogError(
         "the number of partitions is none", where=str(first / PARTITIONS), found=repr(text[:_LONGEST]), expected=f"1 to {MOST}",
-        do="Restore the file from a backup, or write into it, as a line, the number of partitions that the log was begun with",
+        do="Copy the file from a backup, or write into it, as a line, the number of partitions that the log was begun with",
     )  # fmt: skip

@@ -518,7 +518,7 @@ class TestPartitions:
         store = make_store()
         with pytest.raises(CorruptLogError, match="events/0/partitions: the number of partitions is none; found "):
             append_lines(store, "events", [raw()])
-        with pytest.raises(CorruptLogError, match=r"expected 1 to 1024\. Restore the file"):
+        with pytest.raises(CorruptLogError, match=r"expected 1 to 1024\. Copy the file"):
             store.partitions("events")
         assert log_bytes(store.home, "events").count(b"\n") == 1
 
