@@ -9,14 +9,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from storage.batches import BatchCache
+from storage.errors import AfterlogError
+from storage.event import MAX_DEPTH, MAX_DERIVED_DEPTH
 from storage.locks import is_held, signed_by
 from storage.look import Look, Row
+from storage.reader import PartitionReader
+from storage.segment import list_segments
 from storage.settings import Settings
 from storage.store import Store
 from storage.times import now, show, show_duration
 from tasks.topology import DELIVER, Topology
 
 IDLE, WORKING, STUCK, DEAD, PAUSED = "idle", "working", "stuck", "dead", "paused"
+_NEAR = 65_536  # bytes that are looked through for an event after bad lines
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ class _Reading:
         self._failures = {row["processor"]: row for row in look.rows("SELECT * FROM failure")}
         self._problems: list[str] = []
         self._cut: dict[str, str] = {}
+        self._unreadable: dict[str, str] = {}
         self._ahead: dict[str, int] = {}
 
     def status(self) -> Status:
@@ -115,30 +121,53 @@ class _Reading:
     def _row(self, place: Row, mails: MailStatus) -> ProcessorStatus:
         numbers = ("commit", "committed_at", "processed", "quarantined", "ignored", "derived")
         name, log, partition, offset = place["processor"], place["log"], place["partition"], place.get("offset", 0)
-        generation = self._look.live_generation(log)
-        reader = self._store.reader(log, partition, generation)
+        lag_ms = self._overdue(place)
         try:
-            # Asked for first, since a log grows before that is committed.
-            committed = self._look.committed_end(log, partition, generation) if log in self._derived else None
-            there = reader.end()
-            end = there if committed is None else committed
-            if end > there:
-                self._cut[f"{log}/{partition}"] = f"it ends at {there}, and up to {end} it was there"
-            lag_ms = self._overdue(place)
-            if min(end, there) > offset:
-                first = BatchCache(1, 1 << 30, kept=1).get(reader, log, partition, offset, end, place.get("clock", 0))
-                lag_ms = max(lag_ms, self._wall - first.clock if first else 0, 1)
-        finally:
-            reader.close()
+            end, waited = self._read(place)
+            lag_ms = max(lag_ms, waited)
+        except (AfterlogError, OSError) as error:  # one log that is broken hides nothing of the others
+            self._unreadable[f"{log}/{partition}"] = str(error)
+            end = offset
         if log not in self._derived and place.get("clock", 0) > self._wall + self._settings.ahead:
             self._ahead[f"{log}/{partition}"] = place["clock"]
         state = self._state(name, end - offset, lag_ms, place.get("committed_at", 0))
+        if f"{log}/{partition}" in self._unreadable:
+            state = STUCK
         if name == DELIVER and mails.brake != "RUNNING":
             state = PAUSED
         return ProcessorStatus(
             name, log, partition, state, self._holder(name), offset, end, max(0, end - offset), lag_ms,
             read=place.get("lines", 0), **{key: place.get(key, 0) for key in numbers},
         )  # fmt: skip
+
+    def _read(self, place: Row) -> tuple[int, int]:
+        """The end of a place's log, and how long (ms) something beyond the place has been there; 0 where nothing is."""
+        log, partition, offset = place["log"], place["partition"], place.get("offset", 0)
+        generation = self._look.live_generation(log)
+        with self._store.reader(log, partition, generation) as reader:
+            # Asked for first, since a log grows before that is committed.
+            committed = self._look.committed_end(log, partition, generation) if log in self._derived else None
+            there = reader.end()
+            end = there if committed is None else committed
+            if end > there:
+                self._cut[f"{log}/{partition}"] = f"it ends at {there}, and up to {end} it was there"
+            return end, max(1, self._waited(reader, place, end)) if min(end, there) > offset else 0
+
+    def _waited(self, reader: PartitionReader, place: Row, end: int) -> int:
+        """How long the first event not taken has been there.
+
+        A bad line has no clock: the first event near it tells, or else when the log last grew. Where nothing but bad
+        lines comes in that is always just now: of many, the last commit tells.
+        """
+        log, partition, offset, clock = place["log"], place["partition"], place.get("offset", 0), place.get("clock", 0)
+        depth = MAX_DERIVED_DEPTH if log in self._derived else MAX_DEPTH
+        for size in (1, _NEAR):
+            batch = BatchCache(size, 1 << 30, depth, kept=1).get(reader, log, partition, offset, end, clock)
+            if batch and batch.events:
+                return self._wall - batch.events[0].clock
+        newest = list_segments(reader.directory)[-1:]
+        grown = max((each.path.stat().st_mtime_ns // 1_000_000 for each in newest), default=self._wall)
+        return self._wall - (min(grown, place.get("committed_at") or grown) if end - offset > _NEAR else grown)
 
     def _overdue(self, place: Row) -> int:
         """How long something has been due at a tick that nobody has written down: time passes on a silent log too."""
@@ -192,6 +221,7 @@ class _Reading:
 
     def _tell_logs(self) -> None:
         self._problems += [f"{log} was cut: {how}" for log, how in self._cut.items()]
+        self._problems += [f"{log} cannot be read: {why}" for log, why in self._unreadable.items()]
         for log, clock in self._ahead.items():
             self._problems.append(
                 f"the clock of {log} lies ahead, at {show(clock)}: one of its lines says so, and what comes in until then counts as late"
@@ -203,6 +233,8 @@ class _Reading:
             lag = f"{row.lag_bytes} bytes" if row.lag_bytes else "a tick"
             waits = f"{lag} for {show_duration(row.lag_ms)}"
             failure = self._failures.get(row.processor)
+            if f"{row.log}/{row.partition}" in self._unreadable:
+                continue  # which is told of the log, once
             if row.lag_bytes == 0 and row.offset > row.end:
                 self._problems.append(
                     f"{where} is stuck: its checkpoint {row.offset} lies beyond the log's end {row.end}"

@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from storage.brake import PAUSED, put_on
 from storage.contacts import Entry, save_contacts
 from storage.door import append_lines
 from storage.locks import RunLock
@@ -189,6 +190,39 @@ class TestStates:
         assert afterlog(store.home, "process", "--no-prefect").returncode == 0
         [problem] = status(store.home)["problems"]
         assert problem.startswith("the clock of events/0 lies ahead, at 2096-10-02T07:06:40.000Z: ")
+
+    def test_a_bad_line_has_waited_for_as_long_as_it_is_there(self, store: Store) -> None:
+        """It has no clock of its own: those before it may be a week old, or there are none."""
+        append_lines(store, "events", [b"no event"])
+        found = status(store.home)
+        assert {states(found)[name] for name in ON_RAW} == {"working"}
+        assert all(p["lag_ms"] < 60_000 for p in found["processors"])
+        assert found["problems"] == []
+        browse(store, ago=7_200_000)  # in the log for longer, by its clock
+        assert all(p["lag_ms"] >= 7_200_000 for p in status(store.home)["processors"] if p["processor"] in ON_RAW)
+        assert afterlog(store.home, "process", "--no-prefect", "--as-of", "log-end").returncode == 0
+        append_lines(store, "events", [b"no event"])
+        with store.database.write() as connection:
+            connection.exec_driver_sql("UPDATE checkpoint SET committed_at = committed_at - 7200000")
+        assert problems(store.home) == []
+        append_lines(store, "events", [b"no event" * 10] * 1000)  # and for how long such have come nobody knows
+        assert "is dead: " in problems(store.home)[0]
+
+    def test_a_log_that_is_broken_hides_nothing_of_the_others(self, make_store: Callable[..., Store]) -> None:
+        store = make_store(segment_bytes=100)
+        for _ in range(3):
+            browse(store)
+        assert afterlog(store.home, "process", "--no-prefect").returncode == 0
+        sorted(store.directory("events", 0).glob("*.jsonl"))[1].unlink()
+        put_on(store.database, PAUSED, "a person said so")
+        broken, delivery = problems(store.home)
+        assert broken.startswith("events/0 cannot be read: ")
+        assert ": a segment is missing or has changed its length; found base offset " in broken
+        assert delivery.startswith("delivery is paused since ")
+        found = status(store.home)
+        assert {states(found)[name] for name in ON_RAW} == {"stuck"}
+        assert states(found)["remind"] == "idle"
+        assert all(p["read"] == 3 for p in found["processors"] if p["processor"] in ON_RAW)
 
     def test_a_runner_that_is_gone_shows_on_an_idle_log_too(self, store: Store) -> None:
         browse(store)
