@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,14 +18,16 @@ CONFIG = "AFTERLOG_CONFIG"
 """The environment variable that names another file than `afterlog.toml` in the working folder."""
 
 Count = Annotated[int, Meta(ge=1)]
-Factor = Annotated[float, Meta(ge=1)]
-Positive = Annotated[float, Meta(gt=0)]
+Factor = Annotated[float, Meta(ge=1, le=1e15)]
+Positive = Annotated[float, Meta(gt=0, le=1e15)]
+Finite = Annotated[float, Meta(ge=-1e15, le=1e15)]
+"""Neither an infinity nor NaN: JSON, in which settings are recorded, has none of them."""
 
 
 class Expected(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A declared mean and deviation of a measure, which then needs no samples."""
 
-    mean: float
+    mean: Finite
     std: Positive
 
 
@@ -144,10 +147,22 @@ def load_settings(**overrides: object) -> Settings:
         raise UsageError(
             "setting AFTERLOG_ARCHIVE_URL: it is empty", do="Leave it out for the folder `archive` in HOME"
         )
+    _check_silent(settings.alert_silent)
     home = str(settings.home.resolve())
     if settings.database_url is None and set(home) & set("?%"):  # the database's URL would mean something else by it
         raise UsageError("setting AFTERLOG_HOME: a ? or % in its name", where=home, do="Choose another folder")
     return settings
+
+
+def _check_silent(logs: Iterable[str]) -> None:
+    """A log that there cannot be would keep every look for alerts from its end."""
+    from storage.store import check_log_name  # which knows the settings
+
+    for log in logs:
+        try:
+            check_log_name(log)
+        except UsageError as error:
+            raise UsageError(f"setting AFTERLOG_ALERT_SILENT: {error}", do="Correct it and start again") from error
 
 
 def _config() -> Path:
