@@ -172,9 +172,10 @@ def _config() -> Path:
 def _check_names() -> None:
     """A misspelt variable would otherwise be silently without effect."""
     known = {f"{PREFIX}{name.upper()}" for name in _FIELDS} | {CONFIG}
-    for name in os.environ:
+    for variable in os.environ:
+        name = variable.upper()  # as `gather` takes it
         if name.startswith(PREFIX) and not name.startswith(f"{PREFIX}TEST_") and name.split("__")[0] not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise UsageError(
-                f"no such setting: {name}", do=f"Did you mean {near[0]}?" if near else "Remove it from the environment"
+                f"no such setting: {variable}", do=f"Did you mean {near[0]}?" if near else "Remove it from the environment"
             )

@@ -128,3 +128,12 @@ def test_a_secret_shows_itself_to_nobody_but_who_asks_for_it() -> None:
     assert secret.reveal() == "smtp://ann:hunter2@h"
     assert "hunter2" not in f"{secret} {secret!r} {load_settings(mail_url=secret)}"
     assert load_settings(mail_url=secret).mail_url == secret
+
+
+@pytest.mark.parametrize("name", ["AFTERLOG_TIMOUT", "afterlog_timout", "Afterlog_Timout"])
+def test_a_misspelt_variable_is_told_however_it_is_written(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("afterlog_timeout", "7m")
+    assert load_settings().timeout == 420_000
+    monkeypatch.setenv(name, "5m")
+    with pytest.raises(UsageError, match=f"no such setting: {name}. Did you mean AFTERLOG_TIMEOUT?"):
+        load_settings()
