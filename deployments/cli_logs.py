@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
@@ -16,9 +17,10 @@ from deployments.console import say
 from storage.batches import BatchCache
 from storage.door import append_lines
 from storage.errors import AfterlogError, AppendError, UsageError
+from storage.event import MAX_DEPTH, MAX_DERIVED_DEPTH
 from storage.look import Look
 from storage.manifest import place_before
-from storage.reader import PartitionReader
+from storage.reader import PartitionReader, lost_log
 from storage.settings import load_settings
 from storage.store import DELIVERIES, Store, check_log_name
 from storage.times import parse_time, typed_number
@@ -94,7 +96,7 @@ def read(
     for part in partitions:
         positions[part] = reading.write(part, positions[part], stops[part])
     if follow:
-        _follow(reading, positions, stops, [store.directory(log, part, generation) for part in partitions])
+        _follow(reading, positions, to, every_partition=partition is None)
 
 
 def _check_place(store: Store, log: str, derived: bool, generation: int, partition: int | None) -> None:
@@ -119,21 +121,27 @@ def _check_place(store: Store, log: str, derived: bool, generation: int, partiti
             raise UsageError("no such partition", where=log, found=partition, expected=expected)
 
 
-def _follow(
-    reading: _Reading, positions: dict[int, int], stops: dict[int, int | None], directories: list[Path]
-) -> None:
+def _follow(reading: _Reading, positions: dict[int, int], to: str | None, *, every_partition: bool) -> None:
     """Write new lines as they come, until this process is told to end; it ends between two looks, not within one."""
     stop = threading.Event()
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, lambda *_: stop.set())
     every = load_settings().poll / 1000
-    pulse = Pulse(directories, every, stop)
+    pulse = Pulse([reading.directory(part) for part in positions], every, stop)
     pulse.start()
+    looked = time.monotonic()
     while not stop.is_set():
         beat = pulse.beat
         for part, position in positions.items():
-            positions[part] = reading.write(part, position, stops[part])
+            # A time may be reached by what has come just now.
+            positions[part] = reading.write(part, position, None if to is None else reading.place(part, to))
         pulse.wait(beat, every if reading.derived else 1.0)
+        if every_partition and time.monotonic() - looked >= 1:  # a log that begins may have more than were to be seen
+            for part in reading.partitions():
+                if part not in positions:
+                    positions[part] = 0
+                    pulse.watch(reading.directory(part))
+            looked = time.monotonic()
     raise KeyboardInterrupt
 
 
@@ -143,6 +151,15 @@ class _Reading:
     def __init__(self, store: Store, log: str, derived: bool, generation: int) -> None:
         self._store, self._log, self.derived, self._generation = store, log, derived, generation
         self._look = Look(store)
+        self._reached: dict[tuple[int, int], tuple[int, int, bool]] = {}  # by partition and time: how far was looked
+
+    def partitions(self) -> list[int]:
+        """The partitions that there are by now."""
+        return self._store.partitions(self._log, self._generation)
+
+    def directory(self, partition: int) -> Path:
+        """Where a partition's files lie."""
+        return self._store.directory(self._log, partition, self._generation)
 
     def place(self, partition: int, text: str) -> int:
         """The offset that a person means by an offset or a time.
@@ -160,14 +177,20 @@ class _Reading:
                 found=repr(text),
                 expected="digits, or RFC 3339 such as 2026-01-31T12:00:00Z",
             )
+        return self._place_of(partition, millis)
+
+    def _place_of(self, partition: int, millis: int) -> int:
+        """The first line at which the clock reaches a time; the end where none does, from which it goes on when asked again."""
+        depth = MAX_DERIVED_DEPTH if self.derived else MAX_DEPTH
         with self._reader(partition) as reader:
-            cache = BatchCache(1 << 20, 1 << 40, kept=1)
-            offset, clock = place_before(reader.directory, millis)
-            while batch := cache.get(reader, self._log, partition, offset, self._end(partition), clock):
-                for event in batch.events:
-                    if event.clock >= millis:
-                        return event.offset
-                offset, clock = batch.end, batch.clock
+            cache = BatchCache(1 << 20, 1 << 40, depth, kept=1)
+            known = self._reached.get((partition, millis))
+            offset, clock, found = known or (*place_before(reader.directory, millis), False)
+            while not found and (batch := cache.get(reader, self._log, partition, offset, self._end(partition), clock)):
+                reaching = next((event for event in batch.events if event.clock >= millis), None)
+                found = reaching is not None
+                offset, clock = (batch.end, batch.clock) if reaching is None else (reaching.offset, reaching.clock)
+        self._reached[partition, millis] = offset, clock, found
         return offset
 
     def write(self, partition: int, start: int, stop: int | None) -> int:
@@ -177,6 +200,10 @@ class _Reading:
         with self._reader(partition) as reader:
             for place in (start, stop):
                 if 0 < place <= end and reader.line_start(place) != place:
+                    if place > (
+                        there := reader.end()
+                    ):  # no word about what was asked: the files end before the log does
+                        raise lost_log(f"{self._log}/{partition} in {reader.directory}", there, end)
                     raise UsageError(
                         "not the start of a line",
                         where=f"{self._log}:{partition}:{place}",

@@ -177,5 +177,6 @@ def _check_names() -> None:
         if name.startswith(PREFIX) and not name.startswith(f"{PREFIX}TEST_") and name.split("__")[0] not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise UsageError(
-                f"no such setting: {variable}", do=f"Did you mean {near[0]}?" if near else "Remove it from the environment"
+                f"no such setting: {variable}",
+                do=f"Did you mean {near[0]}?" if near else "Remove it from the environment",
             )

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -303,6 +304,31 @@ class TestAppendAndRead:
         assert since("2023-11-14T22:14:00Z") == []
         assert since("2023-11-14T22:13:21Z", "--to", "2023-11-14T22:13:29Z") == lines[2:5]
 
+    def test_a_derived_line_that_nests_deeper_than_its_cause_has_a_clock(
+        self, command: Command, tmp_path: Path
+    ) -> None:
+        deep = b'{"subject":{"id":"UK"},"verb":"SUBMIT_TAX","object":{"id":1,"body":%s},"context":{"at":%d}}'
+        nested = b"[" * 497 + b"]" * 497
+        (tmp_path / "lines").write_bytes(b"".join(deep % (nested, T0 + n * 1000) + b"\n" for n in range(2)))
+        command("append", "events", "lines")
+        command("process", "--no-prefect", "--as-of", "log-end")
+        both = command("read", "reactions").out.splitlines()
+        assert len(both) == 2
+        assert command("read", "reactions", "--from", "2023-11-14T22:13:21Z").out.splitlines() == both[1:]
+
+    def test_a_derived_log_that_was_cut_is_no_wrong_usage(self, command: Command, tmp_path: Path, home: Path) -> None:
+        (tmp_path / "lines").write_bytes(b"".join(tax(n) + b"\n" for n in range(2)))
+        command("append", "events", "lines")
+        command("process", "--no-prefect", "--as-of", "log-end")
+        first, second = log_bytes(home, "reactions").splitlines(keepends=True)
+        [file] = (home / "logs" / "reactions" / "0").glob("*.jsonl")
+        file.write_bytes(first + second[:-9])
+        done = command("read", "reactions")
+        assert (done.code, done.out) == (1, b"")
+        assert "the log is shorter than what was read from it; found" in done.err
+        assert "Restore the newer copy of the log" in done.err
+        assert command("read", "reactions", "--to", str(len(first))).out == first
+
     def test_partitions_are_read_one_after_another_or_one_alone(
         self, command: Command, tmp_path: Path, home: Path
     ) -> None:
@@ -525,6 +551,31 @@ class TestRealProcesses:
                 assert rest == (b"", b"")
                 assert process.returncode in (0, 130)
         assert b"".join(lines) == log_bytes(home, "reactions")
+
+    def test_follow_sees_every_partition_of_a_log_that_begins_and_a_time_that_is_reached(
+        self, home: Path, make_store: Any
+    ) -> None:
+        """Nobody knew how many it would have, nor where in it the time would be."""
+        begin = int(time.time() * 1000) - 60_000
+        until = datetime.fromtimestamp(begin / 1000, UTC).isoformat(timespec="milliseconds")
+        with (
+            started(home, "read", "events", "--follow") as every,
+            started(home, "read", "events", "--follow", "--partition", "1", "--to", until) as some,
+        ):
+            time.sleep(1)
+            store: Store = make_store(partitions=3)
+            numbered = [tax(n, begin - 60_000) for n in range(12)]
+            append_lines(store, "events", numbered)
+            assert every.stdout is not None
+            assert some.stdout is not None
+            assert sorted(every.stdout.readline() for _ in range(12)) == sorted(line + b"\n" for line in numbered)
+            before = log_bytes(home, "events", 1)
+            assert some.stdout.read(len(before)) == before
+            append_lines(store, "events", [tax(n, begin) for n in range(12)])
+            assert len([every.stdout.readline() for _ in range(12)]) == 12
+            time.sleep(1.5)
+            some.terminate()
+            assert some.communicate(timeout=PATIENCE)[0] == b""
 
     def test_follow_opens_no_more_files_the_longer_it_goes_on(self, home: Path, make_store: Any) -> None:
         store: Store = make_store()
