@@ -16,6 +16,7 @@ from storage.store import Store
 from storage.tables import Delivery
 from storage.times import show
 from tasks.brake import last_append
+from tasks.latest import parse
 from tasks.process import positions
 from tasks.status import read_status
 from tasks.topology import Topology
@@ -56,7 +57,7 @@ class Watch:
 
     def __init__(self, store: Store, topology: Topology) -> None:
         self._store, self._topology = store, topology
-        self._counted = self._lines()
+        self._begun = self._lines()
 
     def look(self, wall: int) -> list[Alert]:
         """The alerts to be told now, at `wall` (milliseconds)."""
@@ -67,9 +68,9 @@ class Watch:
         found = [*_lagging(self._store, self._topology), *_silent(self._store, wall)]
         return [*found, *self._quarantined(), *_undelivered(self._store, wall)]
 
-    def _lines(self) -> dict[str, tuple[int, int]]:
+    def _lines(self) -> dict[str, int]:
         """By raw log, how many lines were read and how many were bad, by the processor that has read the most."""
-        counts: dict[str, tuple[int, int]] = {}
+        counts: dict[str, int] = {}
         raw = self._topology.raw_logs()
         by_processor: dict[tuple[str, str], tuple[int, int]] = {}
         for p in positions(self._store):
@@ -78,24 +79,38 @@ class Watch:
                 # The processor `quarantine` takes bad lines as its work, and derives an event for each.
                 mine = p.derived if p.processor == "quarantine" else p.quarantined
                 by_processor[p.log, p.processor] = lines + p.lines, bad + mine
-        for (log, _), (lines, bad) in by_processor.items():
-            counts[log] = max(counts.get(log, (0, 0)), (lines, bad))
+        for log in raw:
+            most = max((found for (of, _), found in by_processor.items() if of == log), default=(0, 0))
+            counts[f"{log}/lines"], counts[f"{log}/bad"] = most
         return counts
 
-    def _quarantined(self) -> Iterator[Alert]:
-        """Too many bad lines among those read since enough of them were looked at last."""
-        settings = self._store.settings
-        for log, (lines, bad) in self._lines().items():
-            lines_before, bad_before = self._counted.get(log, (0, 0))
-            new, new_bad = lines - lines_before, bad - bad_before
-            if new < settings.alert_quarantine_lines:
-                continue
-            self._counted[log] = lines, bad
-            if new_bad / new > settings.alert_quarantine:
-                yield Alert(
-                    QUARANTINE, log, f"{new_bad} of the last {new} lines of log {log} are no events: "
-                    "`afterlog read quarantine` has them with their reasons", {"bad": new_bad, "lines": new},
-                )  # fmt: skip
+    def _quarantined(self) -> list[Alert]:
+        """Too many bad lines among those read since enough of them were looked at last.
+
+        How far that was is one file in HOME: a shift is too short for enough lines of a log in which few come.
+        """
+        path, settings = self._store.home / "alerts-lines.json", self._store.settings
+        found = []
+        with locked(self._store.lock_path("alerts.lock")):
+            noted, now_read = _read_notes(path), self._lines()
+            counted = self._begun | noted
+            for log in self._topology.raw_logs():
+                here = (f"{log}/lines", f"{log}/bad")
+                new, new_bad = (now_read[key] - counted.get(key, 0) for key in here)
+                if new < 0 or new_bad < 0:  # an older database, or another generation: from here on anew
+                    new = new_bad = 0
+                elif new < settings.alert_quarantine_lines:
+                    continue
+                counted |= {key: now_read[key] for key in here}
+                if new and new_bad / new > settings.alert_quarantine:
+                    found.append(
+                        Alert(
+                            QUARANTINE, log, f"{new_bad} of the last {new} lines of log {log} are no events: "
+                            "`afterlog read quarantine` has them with their reasons", {"bad": new_bad, "lines": new},
+                        )
+                    )  # fmt: skip
+            _write_notes(path, noted, counted)
+        return found
 
 
 def to_tell(store: Store, holding: Iterable[Alert], wall: int) -> list[Alert]:
@@ -108,14 +123,13 @@ def to_tell(store: Store, holding: Iterable[Alert], wall: int) -> list[Alert]:
         told = _read_notes(path)
         now_holding = {alert.key: alert for alert in holding}
         again = store.settings.alert_again
-        due = [alert for key, alert in now_holding.items() if wall - told.get(key, -again) >= again]
+        # Told long from now: the wall clock was wrong then, and must not keep anybody from hearing of it.
+        told = {key: at for key, at in told.items() if at - wall < again}
+        due = [alert for key, alert in now_holding.items() if wall - told.get(key, wall - again) >= again]
         # A lag that comes and goes is one condition: what ended is forgotten only when its turn to be told would come.
         notes = {key: at for key, at in told.items() if key in now_holding or wall - at < again}
         notes |= {alert.key: wall for alert in due}
-        if notes != told:
-            fresh = path.with_suffix(".new")
-            fresh.write_text(json.dumps(notes))
-            fresh.replace(path)
+        _write_notes(path, told, notes)
     return due
 
 
@@ -123,8 +137,15 @@ def _read_notes(path: Path) -> dict[str, int]:
     with contextlib.suppress(FileNotFoundError, ValueError):
         notes = json.loads(path.read_text())
         if isinstance(notes, dict):
-            return {str(key): int(at) for key, at in notes.items()}
+            return {key: at for key, at in notes.items() if isinstance(at, int)}
     return {}  # a torn file only means that somebody is told once more
+
+
+def _write_notes(path: Path, before: dict[str, int], notes: dict[str, int]) -> None:
+    if notes != before:
+        fresh = path.with_suffix(".new")
+        fresh.write_text(json.dumps(notes))
+        fresh.replace(path)
 
 
 def _lagging(store: Store, topology: Topology) -> Iterator[Alert]:
@@ -151,19 +172,31 @@ def _silent(store: Store, wall: int) -> Iterator[Alert]:
 
 def _undelivered(store: Store, wall: int) -> Iterator[Alert]:
     unknown = sa.select(sa.func.count()).where(_DELIVERY.c.state == UNKNOWN)
-    oldest = sa.select(sa.func.min(_DELIVERY.c.not_after), sa.func.count()).where(_DELIVERY.c.state == WAITING)
     with store.database.read() as connection:
         mails = connection.scalar(unknown) or 0
-        first, waiting = connection.execute(oldest).one()
+        waiting = connection.scalar(sa.select(sa.func.count()).where(_DELIVERY.c.state == WAITING)) or 0
     if mails:
         yield Alert(
             UNKNOWN_MAIL, "deliver", f"{mails} mails were being sent when the sender died: a person must say whether "
             "they arrived", {"mails": mails},
         )  # fmt: skip
     limit = store.settings.alert_mail_age
-    # What is not to be sent after its not_after was written that long before it.
-    if first is not None and (age := store.settings.not_after - (first - wall)) > limit:
+    if waiting and (age := wall - _oldest_waiting(store, wall)) > limit:
         yield Alert(
             QUEUE, "deliver", f"{waiting} mails wait, the oldest for {age // 1000} s; the limit is {limit // 1000} s",
             {"mails": waiting, "seconds": age // 1000},
         )  # fmt: skip
+
+
+def _oldest_waiting(store: Store, wall: int) -> int:
+    """When the oldest mail that waits was written, by its own event: how long it is worth sending tells not, that may have changed."""
+    places = (_DELIVERY.c.log, _DELIVERY.c.partition, _DELIVERY.c.generation)
+    firsts = sa.select(*places, sa.func.min(_DELIVERY.c.offset)).where(_DELIVERY.c.state == WAITING).group_by(*places)
+    with store.database.read() as connection:
+        found = connection.execute(firsts).all()
+    oldest = wall
+    for log, partition, generation, offset in found:
+        with store.reader(log, partition, generation) as reader:
+            email = parse(reader.line(offset)) or {}
+        oldest = min(oldest, email.get("event", {}).get("inserted_at", wall))
+    return oldest

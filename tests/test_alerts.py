@@ -78,6 +78,29 @@ def test_bad_lines_are_counted_over_what_was_read_since(make_store: Stores) -> N
     assert read(*[good] * 9, b"bad") == []
 
 
+def test_bad_lines_of_a_log_in_which_few_come_are_counted_over_several_runs(make_store: Stores) -> None:
+    """A shift sees fewer of them than are needed to say something."""
+    store = make_store(alert_quarantine_lines=10, alert_quarantine=0.2)
+
+    def run(bad: int) -> list[Alert]:
+        shift, other = watch(store), watch(store)
+        append_lines(store, "events", [b"bad"] * bad)
+        assert afterlog(store.home, "process", "--no-prefect").returncode == 0
+        return [*shift.holding(now()), *other.holding(now())]
+
+    assert run(6) == []
+    [told] = run(6)
+    assert (told.kind, told.figures) == ("quarantine", {"bad": 12, "lines": 12})
+    assert run(6) == []
+    with store.database.write() as connection:  # an older one, put back
+        connection.exec_driver_sql("UPDATE checkpoint SET lines = 1, derived = 1, quarantined = 1")
+    assert watch(store).holding(now()) == []
+    with store.database.write() as connection:
+        connection.exec_driver_sql("UPDATE checkpoint SET lines = 12, derived = 12, quarantined = 12")
+    [told] = watch(store).holding(now())
+    assert told.figures == {"bad": 11, "lines": 11}
+
+
 def one_mail_due(store: Store) -> None:
     save_contacts(store.database, [Entry("CLIENT", "7", "seven@example.com", False)])
     append_events(store, "events", [{**TAX, "context": {"at": now()}}])
@@ -104,6 +127,28 @@ def test_a_mail_that_waits_too_long_is_told_of(make_store: Stores) -> None:
     found = [a for a in watch(store).holding(now() + 3_700_000) if a.kind == "queue"]
     assert found[0].figures["mails"] == 1
     assert 3_700 <= found[0].figures["seconds"] <= 3_800  # type: ignore[operator]  # a figure may be a word too
+
+
+def test_the_age_of_a_mail_hangs_on_no_setting_of_today(make_store: Stores) -> None:
+    store = make_store(alert_mail_age="1h")
+    one_mail_due(store)
+    with refusing_port() as port:
+        afterlog(store.home, "deliver", "--no-prefect", mail_url=f"smtp://127.0.0.1:{port}")
+    longer = Store(load_settings(home=store.home, alert_mail_age="1h", not_after="48h"))
+    assert watch(longer).holding(now()) == []
+    shorter = Store(load_settings(home=store.home, alert_mail_age="1h", not_after="2h"))
+    assert "queue" in kinds(watch(shorter).holding(now() + 3_700_000))
+
+
+def test_a_clock_that_was_ahead_keeps_nobody_from_being_told(make_store: Stores) -> None:
+    store, hour = make_store(alert_again="1h"), 3_600_000
+    one = Alert("lag", "derive", "it lags")
+    assert to_tell(store, [one], 100 * hour) == [one]
+    assert to_tell(store, [one], 10 * hour) == [one]
+    assert to_tell(store, [one], 10 * hour - 1_000) == []  # two who look at once
+    assert to_tell(store, [one], 11 * hour) == [one]
+    (store.home / "alerts.json").write_text('{"lag/derive": null}')
+    assert to_tell(store, [one], 11 * hour) == [one]
 
 
 def test_a_condition_is_told_when_it_begins_and_then_once_an_hour(make_store: Stores) -> None:
