@@ -45,7 +45,11 @@ def _moment(text: str | None, option: str) -> int | None:
 
 
 def _show(found: Basket) -> None:
-    moments = [f"{word} by {show(time)}" for word, time in (("happened", found.at), ("known", found.known_at)) if time]
+    moments = [
+        f"{word} by {show(time)}"
+        for word, time in (("happened", found.at), ("known", found.known_at))
+        if time is not None
+    ]
     title = f"Basket of {found.customer}, {' and '.join(moments) or 'as it is'}"
     rows = [[item.get(name, "") for name in ("id", "name", "count", "price")] for item in found.items]
     show_table(title, ITEMS, rows)

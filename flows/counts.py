@@ -63,4 +63,6 @@ def _standing(run: Run) -> str:
 
 
 def _behind(status: ProcessorStatus) -> str:
-    return f"{status.lag_bytes:,} bytes, {show_duration(status.lag_ms)}" if status.lag_bytes else "none"
+    if not status.lag_ms:
+        return "none"
+    return f"{f'{status.lag_bytes:,} bytes' if status.lag_bytes else 'a tick'}, {show_duration(status.lag_ms)}"

@@ -49,9 +49,10 @@ def mails(store: Store) -> list[Row]:
     ids = [_at(event, "object", "id") for event in decided]
     rows = {row["event_id"]: row for row in _outbox(store, _DELIVERY.c.event_id.in_(ids))}
     for event, ident in zip(decided, ids, strict=True):
-        if ident in rows and rows[ident] not in waiting and len(open_rows) < ROWS:
+        row = rows.pop(ident, None)  # what it was before it was settled is no state of today
+        if row is not None and row not in waiting and len(open_rows) < ROWS:
             state, reason = verb_of(event), _at(event, "object", "reason") or ""
-            open_rows.append(_mail_row(store, {**rows[ident], "state": state, "reason": reason}, _stamp_of(event)))
+            open_rows.append(_mail_row(store, {**row, "state": state, "reason": reason}, _stamp_of(event)))
     return open_rows
 
 

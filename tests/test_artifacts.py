@@ -9,6 +9,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tasks.latest import HOUR, count_hours, latest_events
 from tasks.local import side_by_side
 from tasks.process import FinalTick, process_to_end
 from tasks.run import Run
+from tasks.status import read_status
 from tasks.topology import build_topology
 from tests.operations import PATIENCE, wait_for
 from tests.smtp_server import SmtpServer
@@ -251,6 +253,16 @@ def test_the_latest_lines_come_from_the_end_of_a_long_log_at_once(store: Store) 
     begun = time.thread_time()
     assert len(latest_events(store, "events", 10**6, derived=False)) < 2_000, "no further back than a few MiB"
     assert took < 0.2
+
+
+def test_a_tick_that_is_due_is_behind_too(store: Store) -> None:
+    from flows.counts import _behind
+
+    append_lines(store, "events", [left(1)])
+    row = read_status(store, build_topology(store.settings)).processors[0]
+    assert _behind(row).startswith(f"{row.lag_bytes} bytes, 40m")
+    assert _behind(replace(row, lag_bytes=0, lag_ms=90_000)) == "a tick, 1m 30s"
+    assert _behind(replace(row, lag_bytes=0, lag_ms=0)) == "none"
 
 
 def test_a_plot_is_a_picture_with_a_bar_an_hour_that_had_any() -> None:

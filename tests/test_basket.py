@@ -295,6 +295,8 @@ def test_who_was_never_heard_of_has_an_empty_basket_and_a_time_that_is_none_is_r
     nobody = afterlog(home, "basket", "nobody")
     assert nobody.returncode == 0
     assert nobody.stderr == b"The basket is empty: nothing was put in it\n"
+    first = afterlog(home, "basket", "nobody", "--at", "0")
+    assert first.stderr == b"The basket is empty: nothing was put in it by then\n"
     wrong = afterlog(home, "basket", "7", "--at", "yesterday")
     assert wrong.returncode == 2
     assert wrong.stderr.decode() == (

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from flows import tables
 from storage.decisions import undecided
 from storage.locks import RunLock
 from storage.store import Store
@@ -91,6 +92,7 @@ class TestResolve:
         assert outcomes(doubtful)[1:] == [("SENT", "sent, says a person")]
         assert deliver(doubtful).states == {}
         assert (states(doubtful), server.inbox) == ({"SENT": 1}, [])
+        assert [row["state"] for row in tables.mails(doubtful)] == ["SENT"]  # not UNKNOWN as well, as it once was
 
     def test_not_sent_settles_it_as_failed(self, doubtful: Store, server: SmtpServer) -> None:
         assert afterlog(doubtful.home, "deliveries", "resolve", ID, "not-sent").returncode == 0
