@@ -6,6 +6,7 @@ Everything is read from the end or found by halving, so the cost hangs on what i
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ _STEP = 65_536  # bytes read at once on the way back
 _REACH = 8 << 20  # and at most
 _NEAR = 16_384  # bytes that are looked through rather than halved
 _PROBE, _PROBES = 4_096, 8
+_BACK = 16  # such probes back from a place that tells nothing
+_PLACES = 256  # that a log is looked at before it is halved between two of them
 _WHOLE = 1 << 20  # bytes of an hour that are counted one by one; of more than that, samples
 _SAMPLES = 16
 
@@ -105,20 +108,30 @@ def parse(line: bytes) -> dict[str, Any] | None:
 
 
 class _Seeker:
-    """Finds the line at which a log's clock reaches a time, by halving."""
+    """Finds the line at which a log's clock reaches a time, by halving between places that were looked at in order.
+
+    Stamps may run back for a while, as those of a client that was offline do, and bad lines have none: of either kind alone
+    nothing follows, so the greatest clock of all places before counts.
+    """
 
     def __init__(self, reader: PartitionReader, log: str, partition: int, end: int, max_line: int) -> None:
         self._reader, self._log, self._partition, self._end, self._max_line = reader, log, partition, end, max_line
+        self._places: list[int] = []
+        self._reached: list[int] = []  # the greatest clock up to each of the places
 
     def seek(self, low: int, millis: int) -> int:
-        """The first line from `low` on whose clock reaches `millis`; the end where none does."""
-        high = self._end
+        """The first line from `low` on whose clock reaches `millis`; the end where none does. To be asked in order."""
+        if not self._places:
+            self._look_over(low)
+        after = bisect_left(self._reached, millis)
+        high = self._places[after] if after < len(self._places) else self._end
+        low, floor = max(low, self._places[after - 1] if after else 0), self._reached[after - 1] if after else 0
         while high - low > _NEAR:
             middle = self._reader.line_start((low + high) // 2)
             if middle <= low:
                 break  # one line longer than all that is left
-            clock = self._clock(middle)
-            if clock is None or clock >= millis:
+            clock = self._told(low, middle, floor)
+            if clock is not None and clock >= millis:
                 high = middle
             else:
                 low = middle
@@ -128,7 +141,36 @@ class _Seeker:
                 if event.clock >= millis:
                     return event.offset
             low = batch.end
-        return high
+        return max(low, high)
+
+    def _look_over(self, start: int) -> None:
+        """Look at places all over the log from `start` on."""
+        count, greatest = min(_PLACES, (self._end - start) // _NEAR + 1), 0
+        for index in range(count):
+            place = max(start, self._reader.line_start(start + (self._end - start) * index // count))
+            greatest = max(greatest, self._told(start, place, greatest) or 0)
+            self._places.append(place)
+            self._reached.append(greatest)
+
+    def _told(self, low: int, place: int, floor: int) -> int | None:
+        """The clock at a place, by what follows it, or else by what is before; `floor` was reached at `low` already."""
+        clock = self._clock(place)
+        return self._before(low, place, floor) if clock is None or clock < floor else clock
+
+    def _before(self, low: int, place: int, floor: int) -> int | None:
+        """The clock just before a place of which nothing follows, if there is a line near that does not run back."""
+        for _ in range(_BACK):
+            at = start = max(low, self._reader.line_start(max(0, place - _PROBE)))
+            found = -1
+            while at < place and (block := self._reader.read(at, place, _PROBE, self._max_line)):
+                batch = decode(block, self._log, self._partition, 0, self._max_line, MAX_DERIVED_DEPTH)
+                found, at = max(found, batch.clock if batch.events else -1), batch.end
+            if found >= floor:
+                return found
+            if start <= low:
+                return None
+            place = start
+        return None
 
     def _clock(self, offset: int) -> int | None:
         """The clock of the first good line from `offset` on, if one is near."""

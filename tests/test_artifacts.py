@@ -236,6 +236,28 @@ def test_hours_are_counted_from_places_found_by_halving(make_store: Callable[...
     assert later.of("") == found.of("")[28:]
 
 
+@pytest.mark.parametrize("late", [b"no event, and no clock" * 5, None])
+def test_hours_are_counted_past_lines_that_came_late_or_are_no_events(store: Store, late: bytes | None) -> None:
+    """A client that was offline for a month, or a producer that broke, is counted where it lies, and moves no other hour."""
+    since = 1_700_000_000_000 // HOUR * HOUR
+    lines, truth = [], [200] * 48
+    for hour in range(48):
+        visits = [_visit(since + hour * HOUR + n * HOUR // 200) for n in range(200)]
+        if hour in (12, 24, 30):
+            visits[100:100] = [late or _visit(since - 720 * HOUR + n) for n in range(400)]
+            truth[hour] += 400
+        lines += visits
+    append_lines(store, "events", lines)
+    found = count_hours(store, "events", since, 48, derived=False).of("")
+    assert sum(found) == len(lines)
+    assert all(abs(a - b) <= 20 for a, b in zip(found, truth, strict=True))
+    assert count_hours(store, "events", since + 40 * HOUR, 8, derived=False).of("") == found[40:]
+
+
+def _visit(at: int) -> bytes:
+    return orjson.dumps({"subject": {"id": 1}, "verb": "VISITED", "object": {}, "context": {"at": at}})
+
+
 def test_a_full_hour_is_estimated_from_samples_and_says_so(store: Store) -> None:
     truth, since = derived_log(store, random.Random(2), 12_000, 2)
     found = count_hours(store, "events", since, 2, derived=False)
