@@ -113,7 +113,10 @@ class _Reading:
         found = self._look.rows("SELECT * FROM checkpoint WHERE live ORDER BY id")
         known = {(row["processor"], row["log"], row["partition"]): row for row in found}
         for processor in self._topology.all():
-            for partition in self._store.partitions(processor.reads, self._look.live_generation(processor.reads)):
+            there = self._store.partitions(processor.reads, self._look.live_generation(processor.reads))
+            # One whose folder is lost was read from, all the same.
+            read = {part for name, log, part in known if (name, log) == (processor.name, processor.reads)}
+            for partition in sorted({*there, *read}):
                 key = (processor.name, processor.reads, partition)
                 yield known.get(key) or {"processor": key[0], "log": key[1], "partition": partition, "id": None}
         yield from (row for row in found if row["processor"] == DELIVER)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -182,6 +183,20 @@ class TestStates:
         end = file.stat().st_size
         file.write_bytes(b"")
         assert status(store.home)["problems"] == [f"baskets/0 was cut: it ends at 0, and up to {end} it was there"]
+
+    def test_a_partition_whose_folder_is_lost_is_told(self, make_store: Callable[..., Store]) -> None:
+        """A derived log has as many as the log that it comes from; no setting of this shell tells how many."""
+        store = make_store(partitions=3)
+        for ident in range(12):
+            browse(store, ident, ago=3_600_000, verb="ADDED_ITEM_TO_BASKET", item={"id": 1})
+        assert afterlog(store.home, "process", "--no-prefect").returncode == 0
+        assert afterlog(store.home, "deliver", "--no-prefect").returncode == 0
+        assert problems(store.home) == []
+        end = (folder := store.directory("baskets", 2)).joinpath(f"{0:020d}.jsonl").stat().st_size
+        shutil.rmtree(folder)
+        found = status(store.home)
+        assert found["problems"] == [f"baskets/2 was cut: it ends at 0, and up to {end} it was there"]
+        assert [p["partition"] for p in found["processors"] if p["processor"] == "remind"] == [0, 1, 2]
 
     def test_a_clock_that_lies_ahead_is_told_since_all_that_comes_counts_as_late(self, store: Store) -> None:
         line = {"subject": {"id": 1}, "verb": "X", "object": {}, "context": {"at": 4_000_000_000_000}}
