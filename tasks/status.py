@@ -189,9 +189,10 @@ class _Reading:
             return IDLE
         held = bool(self._holder(name))
         failure = self._failures.get(name)
-        if failure and failure["at"] >= committed_at and (failure["times"] > 1 or not held):
+        if failure and self._wall >= failure["at"] >= committed_at and (failure["times"] > 1 or not held):
             return STUCK
-        waits = min(lag_ms, self._wall - committed_at)  # either alone may be long ago, and nothing wrong
+        # Either alone may be long ago, and nothing wrong; a commit of a clock that was ahead tells nothing.
+        waits = lag_ms if committed_at > self._wall else min(lag_ms, self._wall - committed_at)
         if held:
             return STUCK if waits > self._settings.stuck_after else WORKING
         return DEAD if waits > self._settings.dead_after else WORKING
@@ -242,11 +243,11 @@ class _Reading:
                 self._problems.append(
                     f"{where} is stuck: its checkpoint {row.offset} lies beyond the log's end {row.end}"
                 )
-            elif row.state == STUCK and failure and failure["at"] >= row.committed_at:
+            elif row.state == STUCK and failure and self._wall >= failure["at"] >= row.committed_at:
                 last = f"failed {failure['times']} times since its last commit, last at {show(failure['at'])}"
                 self._problems.append(f"{where} is stuck: it {last}: {failure['reason']}")
             elif row.state == STUCK:
-                quiet = show_duration(self._wall - row.committed_at) if row.committed_at else "ever"
+                quiet = show_duration(max(0, self._wall - row.committed_at)) if row.committed_at else "ever"
                 self._problems.append(f"{where} is stuck: {waits} to do, no commit for {quiet}, held by {row.held_by}")
             elif row.state == DEAD:
                 self._problems.append(f"{where} is dead: {waits} to do, and nobody is at it")

@@ -19,6 +19,7 @@ import pytest
 from storage.brake import PAUSED, put_on
 from storage.contacts import Entry, save_contacts
 from storage.door import append_lines
+from storage.failures import note_failure
 from storage.locks import RunLock
 from storage.owner import take_over
 from storage.store import Store
@@ -183,6 +184,20 @@ class TestStates:
         end = file.stat().st_size
         file.write_bytes(b"")
         assert status(store.home)["problems"] == [f"baskets/0 was cut: it ends at 0, and up to {end} it was there"]
+
+    def test_a_wall_clock_that_was_ahead_hides_nobody_who_is_dead(self, store: Store) -> None:
+        browse(store)
+        assert afterlog(store.home, "process", "--no-prefect", "--as-of", "log-end").returncode == 0
+        with store.database.write() as connection:
+            connection.exec_driver_sql("UPDATE checkpoint SET committed_at = committed_at + 86400000")
+        note_failure(store.database, "derive", "of tomorrow")
+        with store.database.write() as connection:
+            connection.exec_driver_sql("UPDATE failure SET at = at + 86400001")
+        assert problems(store.home, **QUICK) == []
+        browse(store)
+        assert "stuck" not in states(status(store.home)).values()
+        time.sleep(1.1)
+        assert {states(status(store.home, **QUICK))[name] for name in ON_RAW} == {"dead"}
 
     def test_a_partition_whose_folder_is_lost_is_told(self, make_store: Callable[..., Store]) -> None:
         """A derived log has as many as the log that it comes from; no setting of this shell tells how many."""
