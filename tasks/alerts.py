@@ -162,7 +162,7 @@ def _lagging(store: Store, topology: Topology) -> Iterator[Alert]:
 def _silent(store: Store, wall: int) -> Iterator[Alert]:
     for log, limit in store.settings.alert_silent.items():
         newest = last_append(store, log)
-        if wall - newest > limit:
+        if abs(wall - newest) > limit:  # ahead: written under a wall clock that was
             since = f"since {show(newest)}" if newest else "ever"
             yield Alert(
                 SILENT, log, f"nothing has come to log {log} {since}; it is never silent for more than {limit // 1000} s",

@@ -228,7 +228,8 @@ class _Reading:
         self._problems += [f"{log} cannot be read: {why}" for log, why in self._unreadable.items()]
         for log, clock in self._ahead.items():
             self._problems.append(
-                f"the clock of {log} lies ahead, at {show(clock)}: one of its lines says so, and what comes in until then counts as late"
+                f"the clock of {log} lies ahead, at {show(clock)}: one of its lines says so, or a tick of a wall clock that was "
+                "ahead, and what comes in until then counts as late"
             )
 
     def _tell_processors(self, rows: list[ProcessorStatus]) -> None:

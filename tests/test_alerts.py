@@ -59,6 +59,7 @@ def test_a_log_that_is_never_silent_is_told_of_when_it_is(make_store: Stores) ->
     append_events(store, "events", [{**TAX, "context": {"at": now()}}])
     assert watch(store).holding(now()) == []
     assert kinds(watch(store).holding(now() + 3_700_000)) == ["silent"]
+    assert kinds(watch(store).holding(now() - 86_400_000)) == ["silent"]  # the wall clock was a day ahead then
 
 
 def test_bad_lines_are_counted_over_what_was_read_since(make_store: Stores) -> None:
