@@ -136,7 +136,10 @@ def _special(kind: Any, value: Any) -> Any:
     if kind is Path and isinstance(value, str):
         if not value:
             raise ValueError("expected a folder")  # nothing would be the working folder, whatever that is
-        return Path(value)
+        try:
+            return Path(value).expanduser()  # a file or a unit has no shell to do it, and `~` would be a folder's name
+        except RuntimeError as error:
+            raise ValueError(f"expected a folder: {error}") from error
     if kind is Secret and isinstance(value, str):
         return Secret(value)
     raise ValueError("expected a text")

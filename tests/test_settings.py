@@ -41,6 +41,15 @@ def test_an_archive_without_a_name_is_not_the_working_folder(monkeypatch: pytest
         load_settings()
 
 
+def test_a_home_in_ones_own_folder_is_the_same_without_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Path("afterlog.toml").write_text('home = "~/data"')
+    assert load_settings().home == tmp_path / "data"
+    Path("afterlog.toml").write_text('home = "~no.such.person/data"')
+    with pytest.raises(UsageError, match=r"AFTERLOG_HOME .*: expected a folder: "):
+        load_settings()
+
+
 def test_a_part_wins_over_its_whole_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AFTERLOG_ANOMALIES__MEASURES", '["object.value"]')
     monkeypatch.setenv("AFTERLOG_ANOMALIES", '{"samples": 5, "measures": []}')
