@@ -7,7 +7,7 @@ from flows.naming import Done, ended
 from storage.times import now, show, show_duration
 from tasks.deliver import DeliverySummary
 from tasks.run import Run
-from tasks.status import ProcessorStatus, read_status
+from tasks.status import STUCK, ProcessorStatus, read_status
 
 
 def counts_markdown(run: Run, flow: str, done: Done, *, at_work: bool) -> str:
@@ -64,5 +64,5 @@ def _standing(run: Run) -> str:
 
 def _behind(status: ProcessorStatus) -> str:
     if not status.lag_ms:
-        return "none"
+        return "not known" if status.state == STUCK else "none"  # its log cannot be read, or has lost its end
     return f"{f'{status.lag_bytes:,} bytes' if status.lag_bytes else 'a tick'}, {show_duration(status.lag_ms)}"

@@ -284,7 +284,8 @@ def test_a_tick_that_is_due_is_behind_too(store: Store) -> None:
     row = read_status(store, build_topology(store.settings)).processors[0]
     assert _behind(row).startswith(f"{row.lag_bytes} bytes, 40m")
     assert _behind(replace(row, lag_bytes=0, lag_ms=90_000)) == "a tick, 1m 30s"
-    assert _behind(replace(row, lag_bytes=0, lag_ms=0)) == "none"
+    assert _behind(replace(row, lag_bytes=0, lag_ms=0, state="idle")) == "none"
+    assert _behind(replace(row, lag_bytes=0, lag_ms=0, state="stuck")) == "not known"
 
 
 def test_a_plot_is_a_picture_with_a_bar_an_hour_that_had_any() -> None:
