@@ -21,8 +21,9 @@ from storage.event import MAX_DEPTH, MAX_DERIVED_DEPTH
 from storage.look import Look
 from storage.manifest import place_before
 from storage.reader import PartitionReader, lost_log
+from storage.segment import check_log_name
 from storage.settings import load_settings
-from storage.store import DELIVERIES, Store, check_log_name
+from storage.store import DELIVERIES, Store
 from storage.times import parse_time, typed_number
 from tasks.pulse import Pulse
 from tasks.topology import build_topology

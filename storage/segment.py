@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from contextlib import suppress
 from itertools import chain, takewhile
 from pathlib import Path
@@ -14,13 +15,29 @@ from typing import NamedTuple
 
 import msgspec
 
-from storage.errors import CorruptLogError
+from storage.errors import CorruptLogError, UsageError
 from storage.times import DAY
 
 SUFFIX = ".jsonl"
 _LISTED_AT_MOST = 500
+_LOG_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _listed: dict[str, tuple[list[str], list[Segment]]] = {}
 """By directory, the names last found there and what they say: a path takes ten times as long to make as a name to compare."""
+
+
+def check_log_name(name: str) -> str:
+    """`name`, if a log may be called so.
+
+    Raises:
+        UsageError: it could not be a folder's name, or would lead out of HOME.
+    """
+    if not _LOG_NAME.fullmatch(name) or ".." in name:
+        raise UsageError(
+            "no name for a log",
+            found=repr(name[:100]),
+            expected="lower-case letters, digits, `_`, `.` and `-`, at most 64",
+        )
+    return name
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from storage.errors import UsageError
+from storage.segment import check_log_name
 from storage.settings_sources import PREFIX, Duration, Secret, convert, gather, merged
 
 CONFIG = "AFTERLOG_CONFIG"
@@ -156,8 +157,6 @@ def load_settings(**overrides: object) -> Settings:
 
 def _check_silent(logs: Iterable[str]) -> None:
     """A log that there cannot be would keep every look for alerts from its end."""
-    from storage.store import check_log_name  # which knows the settings
-
     for log in logs:
         try:
             check_log_name(log)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import threading
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,7 @@ from storage.append import PartitionWriter
 from storage.errors import UsageError
 from storage.partition import MOST, record_partitions, recorded_partitions
 from storage.reader import PartitionReader
-from storage.segment import make_directory
+from storage.segment import check_log_name, make_directory
 from storage.settings import Settings
 
 if TYPE_CHECKING:
@@ -23,22 +22,6 @@ if TYPE_CHECKING:
 CLOCK = "clock"
 DELIVERIES = "deliveries"
 """What became of each mail."""
-_LOG_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
-
-
-def check_log_name(name: str) -> str:
-    """`name`, if a log may be called so.
-
-    Raises:
-        UsageError: it could not be a folder's name, or would lead out of HOME.
-    """
-    if not _LOG_NAME.fullmatch(name) or ".." in name:
-        raise UsageError(
-            "no name for a log",
-            found=repr(name[:100]),
-            expected="lower-case letters, digits, `_`, `.` and `-`, at most 64",
-        )
-    return name
 
 
 class Store:

@@ -11,8 +11,9 @@ from typing import Any
 
 from storage.door import REFUSED
 from storage.errors import UsageError
+from storage.segment import check_log_name
 from storage.settings import Settings
-from storage.store import CLOCK, DELIVERIES, check_log_name
+from storage.store import CLOCK, DELIVERIES
 from tasks.processors import abandonment, anomalies, contract, derive, normalise, quarantine, remind
 
 DELIVER = "deliver"
