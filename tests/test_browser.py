@@ -238,7 +238,8 @@ def test_the_form_runs_process_to_a_time_and_its_artifact_has_the_numbers_of_sta
             counts = [f"{row[name]:,}" for name in ("read", "processed", "quarantined", "ignored", "derived")]
             place, behind, *shown_counts = shown[row["processor"]][1:]
             assert [place, *shown_counts] == [f"{row['log']}/0 {row['offset']:,}", *counts]
-            assert behind.startswith(f"{row['lag_bytes']:,} bytes, " if row["lag_bytes"] else "none")
+            # A tick may have become due since: nobody follows.
+            assert behind.startswith(f"{row['lag_bytes']:,} bytes, " if row["lag_bytes"] else ("none", "a tick, "))
     assert len(found) >= 8
     link = site.page.get_by_role("link", name="this run").get_attribute("href")
     assert link is not None
