@@ -149,7 +149,7 @@ def _known_to_live() -> Iterator[None]:
     ident, over, log = flow_run.id, threading.Event(), get_run_logger()
 
     def look() -> None:
-        before = None
+        before, away = None, False
         while not over.wait(LOOK_EVERY):
             try:
                 with get_client(sync_client=True) as client:
@@ -159,9 +159,11 @@ def _known_to_live() -> Iterator[None]:
                         client.set_flow_run_state(
                             ident, Running(message="It lives, and waits for an answer"), force=True
                         )
-                    before = state
+                    before, away = state, False
             except Exception as error:  # noqa: BLE001  # a server that is gone says nothing wrong
-                log.warning("Prefect's server does not say what it takes the run for: %r", error)
+                if not away:  # once: it may be gone for days
+                    log.warning("Prefect's server does not say what it takes the run for: %r", error)
+                away = True
 
     thread = threading.Thread(target=look, name="known to live", daemon=True)
     thread.start()
