@@ -45,6 +45,7 @@ def test_the_demo_shows_baskets_anomalies_and_a_mail_and_leaves_nothing_running(
     assert re.search(r"\d+ abandoned baskets", shown)
     assert re.search(r"\d+ anomalies", shown)
     assert "Subject: " in shown
+    assert " anomaly " in shown  # not in a table's title alone, which a pipe does not get
     assert re.search(r"http://127\.0\.0\.1:\d+", shown)
     running = subprocess.run(["pgrep", "-f", str(home)], capture_output=True, check=False).stdout
     assert running == b""
