@@ -174,7 +174,9 @@ def _show_baskets(store: Store) -> None:
 
 def _show_anomalies(store: Store) -> None:
     events = _derived(store, "anomalies")
-    _CONSOLE.print(f"\n[bold]{len(events)} anomalies[/] in what customers wrote and bought. The latest, an anomaly a line:")
+    _CONSOLE.print(
+        f"\n[bold]{len(events)} anomalies[/] in what customers wrote and bought. The latest, an anomaly a line:"
+    )
     rows = []
     for event in events[-5:]:
         odd = event["object"]
