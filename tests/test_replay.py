@@ -137,13 +137,19 @@ def use(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     importlib.invalidate_caches()
 
 
+def mailed(make_store: Callable[..., Store]) -> Store:
+    """The log of two customers, and what `own_mailer` made of it."""
+    store = make_store(processors=("own_mailer",))
+    append_lines(store, "events", [line(1, 0), line(2, 2)])
+    process(store.home, processors=("own_mailer",))
+    return store
+
+
 def test_a_mail_that_goes_to_somebody_else_touches_two_inboxes(
     make_store: Callable[..., Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(tmp_path, monkeypatch, MAILER.format(twice=0, other=0))
-    store = make_store(processors=("own_mailer",))
-    append_lines(store, "events", [line(1, 0), line(2, 2)])
-    process(store.home, processors=("own_mailer",))
+    store = mailed(make_store)
     use(tmp_path, monkeypatch, MAILER.format(twice=0, other=1))
     _, found = again(store, processors=("mailer",))
     assert found.logs[0].changed == 2
@@ -156,9 +162,7 @@ def test_an_id_that_a_log_has_twice_is_compared_one_by_one(
 ) -> None:
     """As where a log lost its end and gave its offsets again."""
     use(tmp_path, monkeypatch, MAILER.format(twice=1, other=0))
-    store = make_store(processors=("own_mailer",))
-    append_lines(store, "events", [line(1, 0), line(2, 2)])
-    process(store.home, processors=("own_mailer",))
+    store = mailed(make_store)
     _, found = again(store, processors=("mailer",))
     assert found.is_nothing
     use(tmp_path, monkeypatch, MAILER.format(twice=0, other="(event.id == 1)"))
@@ -171,9 +175,7 @@ def test_what_is_no_mail_that_is_delivered_is_in_nobodys_inbox(
     make_store: Callable[..., Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(tmp_path, monkeypatch, MAILER.format(twice=0, other=0).replace("mails = ", "kept = "))
-    store = make_store(processors=("own_mailer",))
-    append_lines(store, "events", [line(1, 0), line(2, 2)])
-    process(store.home, processors=("own_mailer",))
+    store = mailed(make_store)
     use(
         tmp_path,
         monkeypatch,
