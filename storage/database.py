@@ -82,6 +82,17 @@ class Database:
             yield connection
 
     @contextmanager
+    def snapshot(self) -> Iterator[sa.Connection]:
+        """As `moment`, for a look that takes long: others write meanwhile, on SQLite too."""
+        begin = "BEGIN" if self._is_sqlite else "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+        with self.read() as connection:
+            connection.exec_driver_sql(begin)
+            try:
+                yield connection
+            finally:
+                connection.exec_driver_sql("ROLLBACK")
+
+    @contextmanager
     def alone(self) -> Iterator[sa.Connection]:
         """A connection for several transactions, each by its `begin()`, that is closed afterwards, temporary tables and all."""
         with _in_a_sentence(self.engine.url), self.engine.connect() as connection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from storage.clock import Clock, Snapshot, Tick
 from storage.reader import PartitionReader
@@ -61,6 +62,28 @@ class ReplayFollower(PartitionFollower):
     def _turn(self) -> None:
         """Have the processor with the settings that are in force here."""
         self._take_up(in_force(self.versions, self.position))
+
+
+class QuietFollower(ReplayFollower):
+    """Goes over a log again, records nothing, and notes which code took what."""
+
+    def __init__(self, run: Run, name: str, partition: int, versions: Sequence[Version]) -> None:
+        self._codes: list[
+            tuple[str, int, int]
+        ] = []  # each with the offset, and the end of the derived log, where it begins
+        super().__init__(run, name, partition, versions)
+
+    def gone(self, end: int, *, derived: bool) -> list[tuple[str, int, int]]:
+        """The stretches up to `end`, of the derived log or of the one that is read, of which the clock says that other code had them."""
+        now = self.run.topology.make(self.processor.name).version()["code"]
+        starts = [(code, made if derived else taken) for code, taken, made in self._codes]
+        stretches = [(code, start, stop) for (code, start), (_, stop) in pairwise([*starts, ("", end)])]
+        return [(code, start, stop) for code, start, stop in stretches if code != now and stop > start]
+
+    def _record_version(self) -> None:
+        self._turn()
+        end = 0 if self.target is None else self.target.end
+        self._codes.append((in_force(self.versions, self.position).code, self.position.offset, end))
 
 
 def common(one: PartitionReader, other: PartitionReader, end: int) -> int:

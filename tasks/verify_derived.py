@@ -1,6 +1,6 @@
 """Proof that what is live follows from the log: the recorded ticks and settings again from the beginning, compared byte by byte.
 
-Nothing is written but state, into a database of its own that is gone afterwards; the live one is only looked at.
+Nothing is written but into a database of its own that is gone afterwards; the live one is only looked at.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from storage.reader import PartitionReader
 from storage.store import Store
 from tasks.local import side_by_side
 from tasks.process import Summary
-from tasks.replay_follow import ReplayFollower, ReplayRun, versions_of
+from tasks.replay_follow import QuietFollower, ReplayRun, versions_of
 from tasks.run import Run
-from tasks.timeline import Place, Version, in_force
+from tasks.timeline import Place, Version
 from tasks.topology import Topology
+from tasks.verify_rows import VerifiedRows, verify_rows
 
 _PIECE = 1 << 20
 
@@ -49,22 +50,34 @@ class Verified:
     difference: str = ""
     gone: list[GoneCode] = field(default_factory=list)
 
+    def told(self) -> list[str]:
+        """What was found, a sentence each."""
+        place = f"{self.log}/{self.partition}" + (f" generation {self.generation}" if self.generation > 1 else "")
+        gone = [
+            f"{place}: bytes {one.start} to {one.end} were made by code {one.code[:12]} of {self.processor}, which is gone: "
+            "they are compared with what the code of today gives"
+            for one in self.gone
+        ]
+        return [*gone, self.difference or f"{place}: {self.compared} bytes follow from the log"]
+
 
 class DifferenceError(AfterlogError):
     """The bytes that are live are not those that follow from the log."""
 
 
-def verify_derived(store: Store, topology: Topology, names: Sequence[str] = ()) -> list[Verified]:
-    """Verify every derived log that is live, or those of the processors `names`, up to what is committed now.
+def verify_derived(store: Store, topology: Topology, names: Sequence[str] = ()) -> list[Verified | VerifiedRows]:
+    """Verify every derived log that is live, and every row, or those of the processors `names`, up to what is committed now.
 
     Raises:
         UsageError: there is no processor of a name, or its recorded settings fit the code no more.
         LostDataError: a log is shorter than what was read from it.
     """
-    writers = [name for name in names or topology.processors if topology.make(name).writes is not None]
+    chosen = list(names or topology.processors)
+    writers = [name for name in chosen if topology.make(name).writes is not None]
     logs = {str(topology.writes(name)) for name in writers}
     positions, ends = read_ends(store.database, {log: store.live_generation(log) for log in logs})
     results: list[Verified] = []
+    rows: list[VerifiedRows] = []
     goals = {
         (p.processor, p.partition): (Place(p.offset, p.tick_offset), p.generation)
         for p in positions
@@ -78,19 +91,21 @@ def verify_derived(store: Store, topology: Topology, names: Sequence[str] = ()) 
                 found = Verified(name, log, partition, generation)
                 results.append(found)
                 _verify(run, found, goal, ends.get((log, partition), 0))
+        if topology.make(name).tables:
+            rows.extend(verify_rows(run, name, store.database))
         return Summary(name)
 
     with tempfile.TemporaryDirectory(prefix="afterlog-verify-") as folder:
         scratch = _Scratch(store, Path(folder))
         try:
             run = ReplayRun(scratch, topology, "verify", {})
-            outcome = side_by_side(run, writers, work)
+            outcome = side_by_side(run, chosen, work)
         finally:
             scratch.database.dispose()
     for error in outcome.failures.values():
         raise error
     results += _unheld(store, topology, writers, ends, results)
-    return sorted(results, key=lambda found: (writers.index(found.processor), found.partition))
+    return [*sorted(results, key=lambda found: (writers.index(found.processor), found.partition)), *rows]
 
 
 def _unheld(
@@ -163,17 +178,12 @@ class _Comparer(DerivedWriter):
         )
 
 
-class _VerifyingFollower(ReplayFollower):
-    """Records nothing, writes nothing, and notes which code made what."""
+class _VerifyingFollower(QuietFollower):
+    """Compares instead of writing."""
 
     def __init__(self, run: Run, name: str, partition: int, versions: Sequence[Version], comparer: _Comparer) -> None:
         self._comparer = comparer
-        self.codes: list[tuple[str, int]] = []
         super().__init__(run, name, partition, versions)
-
-    def _record_version(self) -> None:
-        self._turn()
-        self.codes.append((in_force(self.versions, self.position).code, 0 if self.target is None else self.target.end))
 
     def _make_target(self) -> Target | None:
         return Target(str(self.processor.writes), self._comparer, 0)
@@ -202,30 +212,12 @@ def _verify(run: Run, found: Verified, goal: Place, end: int) -> None:
         follower.close()
         reader.close()
     found.compared = comparer.compared
-    found.gone = _gone(follower, end)
+    found.gone = [GoneCode(*stretch) for stretch in follower.gone(end, derived=True)]
 
 
-def _gone(follower: _VerifyingFollower, end: int) -> list[GoneCode]:
-    """The stretches of which the clock says that other code made them."""
-    now = follower.run.topology.make(follower.processor.name).version()["code"]
-    starts = [*follower.codes, ("", end)]
-    stretches = [
-        GoneCode(code, start, starts[i + 1][1]) for i, (code, start) in enumerate(follower.codes) if code != now
-    ]
-    return [stretch for stretch in stretches if stretch.end > stretch.start]
-
-
-def report(results: Sequence[Verified], tell: Callable[[str], None]) -> bool:
+def report(results: Sequence[Verified | VerifiedRows], tell: Callable[[str], None]) -> bool:
     """Say what was found, one sentence each; whether all is well."""
     for found in results:
-        place = f"{found.log}/{found.partition}" + (f" generation {found.generation}" if found.generation > 1 else "")
-        for gone in found.gone:
-            tell(
-                f"{place}: bytes {gone.start} to {gone.end} were made by code {gone.code[:12]} of {found.processor}, which is "
-                "gone: they are compared with what the code of today gives"
-            )
-        if found.difference:
-            tell(found.difference)
-        else:
-            tell(f"{place}: {found.compared} bytes follow from the log")
+        for sentence in found.told():
+            tell(sentence)
     return not any(found.difference for found in results)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import orjson
 import pytest
 
 from storage.door import append_lines
@@ -11,9 +12,11 @@ from storage.store import Store
 from tasks.topology import build_topology
 from tasks.verify_derived import report, verify_derived
 from tests.conftest import afterlog, log_bytes
-from tests.helpers import DERIVED, derived, process
-from tests.test_replay import MINUTE, START, line, write
+from tests.helpers import DERIVED, TABLES, derived, process
+from tests.test_replay import EITHER, MINUTE, START, line, write
 
+BOTH_DATABASES = True
+pytestmark = pytest.mark.only("sqlite")
 OWN = """
 from tasks.processors import contract
 
@@ -41,7 +44,7 @@ def test_what_is_live_follows_from_the_log_also_where_settings_changed(make_stor
     good, told = check(store)
     assert good, told
     assert told[2] == f"baskets/0: {len(before['baskets'])} bytes follow from the log"
-    assert len(told) == len(DERIVED)
+    assert len(told) == len(DERIVED) + len(TABLES)
     assert derived(store.home) == before
     assert not list(store.home.parent.glob("afterlog-verify-*"))
 
@@ -91,4 +94,69 @@ def test_a_log_without_a_checkpoint_is_not_passed_over(store: Store, how: str) -
     end = len(log_bytes(store.home, "baskets"))
     said = f"baskets/0: {end} bytes are committed, and the database has no checkpoint of abandonment that is live"
     assert [each for each in told if each.startswith("baskets/")] == [said]
-    assert len(told) == len(DERIVED)
+    assert len(told) == len(DERIVED) + len(TABLES)
+
+
+def item(customer: object, at: int, item: str, price: str, verb: str = "ADDED_ITEM_TO_BASKET") -> bytes:
+    """An event of an item, as its text says."""
+    return (
+        f'{{"subject":{{"id":{orjson.dumps(customer).decode()},"type":"CUSTOMER"}},"verb":"{verb}","object":{{"type":"ITEM","item":'
+        f'{{"id":{item},"name":"\\u0000 a","price":{price},"count":2}}}},"context":{{"at":{START + at}}}}}'
+    ).encode()
+
+
+@EITHER
+@pytest.mark.parametrize(
+    ("how", "table", "live", "replayed"),
+    [
+        ("UPDATE customer SET last_at = last_at + 1 WHERE key = '1'", "customer", "'key': '1'", "'key': '1'"),
+        ("UPDATE item SET price = 5.000001", "item", "5.000001", "'price': 5"),
+        ("UPDATE orders SET value = NULL", "orders", "'value': None", "'value': 10"),
+        ("UPDATE order_line SET name = 'b'", "order_line", "'name': 'b'", "'name': None"),
+        ("DELETE FROM basket_line WHERE customer = '1'", "basket_line", "no such row", "'customer': '1'"),
+        (
+            "UPDATE basket_line SET customer = '9' WHERE customer = '1'",
+            "basket_line",
+            "'customer': '9'",
+            "no such row",
+        ),
+    ],
+)
+def test_the_first_row_that_somebody_changed_is_named(
+    store: Store, how: str, table: str, live: str, replayed: str
+) -> None:
+    write(store, line(1, 0), line(2, 1), line(2, 2, "ORDERED"), as_of=100)
+    assert check(store)[0]
+    with store.database.write() as connection:
+        connection.exec_driver_sql(how)
+    good, told = check(store)
+    assert not good
+    [said] = [sentence for sentence in told if "row" in sentence and "follow" not in sentence]
+    found, expected = said.split(", expected replayed ")
+    assert found.startswith(f"{table}: the first row that differs: found live ")
+    assert live in found
+    assert replayed in expected
+    assert len(told) == len(DERIVED) + len(TABLES)
+
+
+@EITHER
+def test_rows_of_any_text_number_and_partition_follow_from_the_log(make_store: Callable[..., Store]) -> None:
+    store = make_store(partitions=3)
+    prices = ("0.1", "99999999999999.123456", "1e13", "-7.0000005", "1e400", '"x"')
+    lines = [
+        item(customer, at, one, price)
+        for at, price in enumerate(prices)
+        for customer in (1, "\0a", "c")
+        for one in ("7", '"\\u0000"')
+    ]
+    write(store, *lines, as_of=100)
+    write(store, item(1, 90, "7", "3"), item("c", 91, "7", "3", "REMOVED_ITEM_FROM_BASKET"), as_of=200)
+    good, told = check(store)
+    assert good, told
+    assert told[-5:] == [
+        "customer: 3 rows follow from the log",
+        "item: 2 rows follow from the log",
+        "orders: 0 rows follow from the log",
+        "order_line: 0 rows follow from the log",
+        "basket_line: 5 rows follow from the log",
+    ]

@@ -135,6 +135,8 @@ class Processor(Generic[S]):
     ticks: ClassVar[bool] = False
     mails: ClassVar[bool] = False
     """Whether what it writes are emails to be delivered."""
+    tables: ClassVar[tuple[str, ...]] = ()
+    """Afterlog's own tables whose rows its statements set; `afterlog verify --derived` makes them anew, and compares."""
     state: ClassVar[type] = dict
     code: ClassVar[tuple[str, ...]] = ()
     """Other modules whose code decides what this processor gives."""

@@ -56,6 +56,7 @@ class Processor(contract.Processor[Current]):
     """Keeps the tables; only subjects of type CUSTOMER set rows."""
 
     name, reads = "normalise", "events"
+    tables = ("customer", "item", "orders", "order_line", "basket_line")
     state = Current
     code = ("tasks.processors.basket",)
 
