@@ -51,7 +51,7 @@ def verify(*, head: Sequence[str] = (), derived: bool = False) -> None:
 
     Args:
         head: a head that was noted earlier; may be given several times.
-        derived: instead, go over the logs again with the recorded ticks and settings, and compare what is derived, byte by byte.
+        derived: instead, go over the logs again with the recorded ticks and settings, and compare derived logs, byte by byte, and rows.
     """
     if derived:
         _verify_derived(load_settings())
@@ -80,5 +80,5 @@ def _verify_derived(settings: Settings) -> None:
     store = Store(settings)
     if not report(verify_derived(store, build_topology(settings)), say):
         raise AfterlogError(
-            "derived logs differ from what the log gives", do="The first difference of each is named above"
+            "what is live differs from what the log gives", do="The first difference of each is named above"
         )
