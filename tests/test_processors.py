@@ -760,7 +760,7 @@ class TestNormalise:
             browse(12, None, '"16"'),
         )
         assert rows(store, "customer") == [("15", T0, T0 + 11, f), ("16", T0 + 12, T0 + 12, g)]
-        assert rows(store, "item") == [("1", "Orange", 0.5, b), ("3", None, None, f)]
+        assert rows(store, "item") == [("1", "Orange", 0.5, b), ("3", "Lemon", 5.25, f)]
         assert rows(store, "orders") == [(e, "15", T0 + 10, 7, e)]
         assert rows(store, "order_line") == [
             (e, 1, "3", "Lemon", 5.25, 1.0, e), (e, 2, "1", "Orange", 0.5, 2.0, e),
@@ -777,6 +777,22 @@ class TestNormalise:
         ]  # fmt: skip
         assert rows(store, "orders") == [(place, "15", T0 + 1, None, place)]
         assert rows(store, "basket_line") == []
+
+    @pytest.mark.parametrize("apart", [False, True])
+    def test_what_an_event_carries_of_an_item_replaces_what_was_known_and_the_rest_stays(
+        self, fresh: Fresh, apart: bool
+    ) -> None:
+        store = fresh()
+        lines = [
+            add(0, item='{"id": 3, "name": "Lemon", "price": 5}'),
+            change(1, '{"id": "3", "count": 2}'),
+            add(2, item='{"id": 3, "price": 4}'),
+            add(3, item='{"id": 4, "name": "Lime", "price": 1}'),
+            add(4, item='{"id": 4, "name": null, "price": "?"}'),
+            change(5, '{"id": "3", "count": 2}'),
+        ]
+        places = [normalised(store, line)[0] for line in lines] if apart else normalised(store, *lines)
+        assert rows(store, "item") == [("3", "Lemon", 4, places[5]), ("4", None, None, places[4])]
 
     def test_only_customers_set_rows(self, fresh: Fresh) -> None:
         store = fresh()

@@ -27,7 +27,12 @@ def _upsert(table: str, key: tuple[str, ...], rest: tuple[str, ...]) -> str:
 
 
 CUSTOMER = _upsert("customer", ("key",), ("first_at", "last_at", "set_by"))
-ITEM = _upsert("item", ("key",), ("name", "price", "set_by"))
+# What an event carries of an item replaces what was known of it, the rest stays, as in a basket.
+ITEM = (
+    'INSERT INTO item ("key", "name", "price", "set_by") VALUES (:key, :name, :price, :set_by) '
+    'ON CONFLICT (key) DO UPDATE SET "name" = CASE WHEN :named THEN excluded."name" ELSE item."name" END, '
+    '"price" = CASE WHEN :priced THEN excluded."price" ELSE item."price" END, "set_by" = excluded."set_by"'
+)
 ORDER = _upsert("orders", ("id",), ("customer", "at", "value", "set_by"))
 ORDER_LINE = _upsert("order_line", ("order_id", "position"), ("item", "name", "price", "count", "set_by"))
 BASKET_LINE = _upsert("basket_line", ("customer", "item"), ("name", "price", "count", "set_by"))
@@ -48,6 +53,8 @@ class Current(msgspec.Struct, array_like=True, gc=False):
 
 _Rows = Iterator[dict[str, Any]]
 _Customers = dict[str, tuple[Current, int]]
+_Carried = dict[bytes, tuple[str, int]]
+"""What events carried of items, each once: the item's key, and the offset of the last event with these bytes."""
 _Order = tuple[int, str, int, str | None, list[bytes]]
 """The offset of an order's event, its customer, time and value, and what was ordered."""
 
@@ -64,7 +71,7 @@ class Processor(contract.Processor[Current]):
         super().__init__(settings)
         # As they stand, each with the offset of the event that last set it.
         self._customers: _Customers = {}
-        self._items: dict[str, tuple[bytes, int]] = {}
+        self._items: _Carried = {}
         self._lines: dict[tuple[str, str], int] = {}  # of a customer's basket; what stands there is in their state
         self._orders: list[_Order] = []
 
@@ -75,7 +82,8 @@ class Processor(contract.Processor[Current]):
     def process(self, batch: Batch, state: contract.States[Current], out: contract.Output) -> None:
         """Take what customers did; what the rows say of it is worked out once, in `flush`."""
         touched: dict[str, Current] = {}  # customers of this batch, as they stand
-        known, noted = touched.get, self._customers
+        known, noted, carried, lines = touched.get, self._customers, self._items, self._lines
+        apply = basket.apply
         ignored = 0
         for event in batch.events:
             if event.type != "CUSTOMER":
@@ -91,9 +99,9 @@ class Processor(contract.Processor[Current]):
             elif at > current.last_at:
                 current.last_at = at
             if item is not None:
-                basket.apply(current.items, event)
-                self._lines[key, item.key] = offset
-                self._items[item.key] = (item.raw, offset)
+                carried[item.raw] = (item.key, offset)
+                apply(current.items, event)
+                lines[key, item.key] = offset
             elif verb == basket.ORDERED:
                 self._order(event, current)
             elif verb == basket.REMOVED:
@@ -103,8 +111,8 @@ class Processor(contract.Processor[Current]):
         out.ignored += ignored
 
     def waiting(self) -> int:
-        """Lines of baskets, and orders."""
-        return len(self._lines) + len(self._orders)
+        """Lines of baskets, what was carried of items, and orders."""
+        return len(self._lines) + len(self._items) + len(self._orders)
 
     def flush(self, out: contract.Output) -> None:
         """Give the statements that bring the rows up to what was taken since the last commit."""
@@ -140,11 +148,18 @@ def _customer_rows(customers: _Customers, place: str) -> _Rows:
         yield {"key": key, "first_at": now.first_at, "last_at": now.last_at, "set_by": f"{place}{by}"}
 
 
-def _item_rows(items: dict[str, tuple[bytes, int]], place: str) -> _Rows:
-    for key in sorted(items):
-        raw, by = items[key]
+def _item_rows(items: _Carried, place: str) -> _Rows:
+    rows: dict[str, dict[str, Any]] = {}
+    for raw, (key, by) in sorted(items.items(), key=lambda carried: carried[1][1]):
         facts = _facts(raw)
-        yield {"key": key, "name": facts.name, "price": facts.price, "set_by": f"{place}{by}"}
+        row = rows.setdefault(key, {"key": key, "name": None, "named": False, "price": None, "priced": False})
+        if facts.named:
+            row |= {"name": facts.name, "named": True}
+        if facts.priced:
+            row |= {"price": facts.price, "priced": True}
+        row["set_by"] = f"{place}{by}"
+    for key in sorted(rows):
+        yield rows[key]
 
 
 def _order_rows(orders: list[_Order], place: str) -> _Rows:
@@ -178,12 +193,14 @@ def _basket_line_rows(
 
 
 class _Facts(msgspec.Struct, frozen=True):
-    """What the columns say of an item."""
+    """What the columns say of an item, and whether it carries them at all."""
 
     key: str | None
     name: str | None
     price: str | None
     count: float
+    named: bool
+    priced: bool
 
 
 @basket.kept
@@ -196,6 +213,8 @@ def _facts(item: bytes) -> _Facts:
         msgspec.json.decode(name, type=str) if name[:1] == b'"' else None,
         _money(basket.number(fields.get("price"))),
         1.0 if count is None else float(count),
+        "name" in fields,
+        "price" in fields,
     )
 
 
