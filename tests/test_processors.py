@@ -794,6 +794,34 @@ class TestNormalise:
         places = [normalised(store, line)[0] for line in lines] if apart else normalised(store, *lines)
         assert rows(store, "item") == [("3", "Lemon", 4, places[5]), ("4", None, None, places[4])]
 
+    def test_after_30_days_the_next_event_finds_no_basket_as_in_abandonment(self, fresh: Fresh) -> None:
+        store, month = fresh(), 30 * D
+        normalised(store, add(0), add(0, customer="16"), add(0, customer="17"))
+        back = browse(month + 1)
+        place = normalised(store, browse(month, customer="16"), back, order(month + 1, customer="17"))[2]
+        assert [row[:2] for row in rows(store, "basket_line")] == [("16", "3")]
+        assert rows(store, "orders") == [(place, "17", T0 + month + 1, None, place)]
+        assert rows(store, "order_line") == []
+        normalised(store, add(month + 2, item='{"id": 4}'))
+        assert [row[:2] for row in rows(store, "basket_line")] == [("15", "4"), ("16", "3")]
+
+    def test_what_is_more_than_30_days_late_touches_no_basket_but_is_an_order_all_the_same(self, fresh: Fresh) -> None:
+        store, late = fresh(), 30 * D + 1
+        obj = '{"basket": [{"id": 9, "price": 2}]}'
+        *_, bare, full = normalised(
+            store,
+            add(late),
+            did("REMOVED_ITEM_FROM_BASKET", 0, late, obj='{"item": {"id": 3}}'),
+            add(0, late, item='{"id": 4, "name": "Lime"}'),
+            order(0, late),
+            order(0, late, obj=obj),
+        )
+        assert [row[:2] for row in rows(store, "basket_line")] == [("15", "3")]
+        assert rows(store, "orders") == [(bare, "15", T0, None, bare), (full, "15", T0, 2, full)]
+        assert rows(store, "order_line") == [(full, 1, "9", None, 2, 1.0, full)]
+        assert [row[:2] for row in rows(store, "item")] == [("3", "Lemon"), ("4", "Lime")]
+        assert rows(store, "customer") == [("15", T0, T0 + late, full)]
+
     def test_only_customers_set_rows(self, fresh: Fresh) -> None:
         store = fresh()
         normalised(store, add(0, kind="INTERNAL"), did("ORDERED", 1, kind="ROBOT"))

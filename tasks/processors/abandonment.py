@@ -18,7 +18,7 @@ from storage.judge import judge
 from storage.times import DAY
 from tasks.processors import basket, contract
 
-FORGET = 30 * DAY
+FORGET = basket.FORGET
 RECOVER = 7 * DAY
 SYSTEM = "INTERNAL_ABDANDON_SYSTEM"  # spelt as on the wire of the system that this one stands in for
 

@@ -13,11 +13,12 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from storage.event import ITEM_VERBS, Event
-from storage.times import parse_number
+from storage.times import DAY, parse_number
 
 REMOVED = "REMOVED_ITEM_FROM_BASKET"
 ORDERED = "ORDERED"
 VERBS = ITEM_VERBS | {REMOVED, ORDERED}  # what may change a basket
+FORGET = 30 * DAY  # what happened longer before its clock touches no basket; silence longer than this empties one
 # Prices and counts are added and multiplied as they are written; what is out of all reach becomes infinite.
 _EXACT = Context(prec=400, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[])
 _MOST_KEPT, _LONGEST_KEPT = 20_000, 1_000

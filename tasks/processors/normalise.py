@@ -1,6 +1,8 @@
 """Normalise: customers, items, orders, order lines and current baskets as rows; each names the event that last set it.
 
-Rows are written from the state as it stands at a commit, so writing them again changes nothing.
+Rows are written from the state as it stands at a commit, so writing them again changes nothing. A basket is what abandonment
+takes for one: an event more than 30 days late does not touch it, and more than 30 days of silence empty it. Customers, items
+and orders are what the log says of them, however late.
 """
 
 from __future__ import annotations
@@ -83,28 +85,31 @@ class Processor(contract.Processor[Current]):
         """Take what customers did; what the rows say of it is worked out once, in `flush`."""
         touched: dict[str, Current] = {}  # customers of this batch, as they stand
         known, noted, carried, lines = touched.get, self._customers, self._items, self._lines
-        apply = basket.apply
+        apply, forget = basket.apply, basket.FORGET
         ignored = 0
         for event in batch.events:
             if event.type != "CUSTOMER":
                 ignored += 1
                 continue
             key, at, item, verb = event.key, event.at, event.item, event.verb
-            offset = event.offset
+            offset, oldest = event.offset, event.clock - forget
             current = known(key)
             if current is None:
                 current = touched[key] = state.get(key) or Current(at, at)
+            if current.last_at < oldest <= at:
+                self._forget(key, offset, current)
             if at < current.first_at:
                 current.first_at = at
             elif at > current.last_at:
                 current.last_at = at
             if item is not None:
                 carried[item.raw] = (item.key, offset)
-                apply(current.items, event)
-                lines[key, item.key] = offset
+                if at >= oldest:
+                    apply(current.items, event)
+                    lines[key, item.key] = offset
             elif verb == basket.ORDERED:
-                self._order(event, current)
-            elif verb == basket.REMOVED:
+                self._order(event, current if at >= oldest else Current(at, at))
+            elif verb == basket.REMOVED and at >= oldest:
                 self._remove(event, current)
             noted[key] = (current, offset)
         state.put_all(touched)
@@ -127,6 +132,11 @@ class Processor(contract.Processor[Current]):
             (BASKET_LINE, _basket_line_rows(lines, self._lines, self._customers, place)),
         ]
         self._customers, self._items, self._lines, self._orders = {}, {}, {}, []
+
+    def _forget(self, key: str, offset: int, current: Current) -> None:
+        for item in current.items:
+            self._lines[key, item] = offset
+        current.items.clear()
 
     def _remove(self, event: Event, current: Current) -> None:
         basket.apply(current.items, event)
