@@ -36,7 +36,8 @@ def _abandonment(event: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         return f"{left}: more than {timeout} passed after that without an interaction"
     if verb == "RECOVERED_BASKET":
         within = show_duration(abandonment.RECOVER)
-        return f"ordered at {show(at)}, within {within} after the abandonment; worth {obj.get('value')}"
+        worth = "unknown" if obj.get("value") is None else obj["value"]
+        return f"ordered at {show(at)}, within {within} after the abandonment; worth {worth}"
     return f"an interaction of {show(at)}, within {timeout} after the last one known before: the customer was there"
 
 
@@ -65,7 +66,7 @@ def _deliver(event: Mapping[str, Any], _settings: Mapping[str, Any]) -> str:
 
 
 def _short(value: object) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value).lower()  # true, as the event has it, and not True
 
 
 _TELL = {
