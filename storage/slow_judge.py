@@ -20,6 +20,11 @@ _decode_raw = msgspec.json.Decoder(Raw).decode
 _decode_fields = msgspec.json.Decoder(Fields).decode
 _decode_text = msgspec.json.Decoder(str).decode
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_HEX = rb"[0-9a-fA-F]"
+_SURROGATES = re.compile(
+    rb"\\\\|\\u[dD][89abAB]%b{2}\\u[dD][c-fC-F]%b{2}|(\\u[dD][89a-fA-F]%b{2})" % (_HEX, _HEX, _HEX)
+)
+"""Escapes that could be half of a character; those in group 1 are."""
 _INTEGER = re.compile(rb"-?\d{1,4300}")  # what Python turns into an integer, and msgspec too
 _LONGEST_SHOWN = 100
 
@@ -63,10 +68,24 @@ def parse(line: bytes, max_depth: int = MAX_DEPTH) -> Fields:
     except UnicodeDecodeError as error:
         raise Rejected(f"no JSON: byte {error.start} is not UTF-8") from error
     except msgspec.DecodeError as error:
-        raise Rejected(f"no JSON: {str(error).removeprefix('JSON is malformed: ')}") from error
+        raise Rejected(f"no JSON: {_malformed(line, error)}") from error
     if not line.lstrip().startswith(b"{"):
         raise Rejected(f"no JSON object: {_named(Raw(line))}")
     return _decode_fields(line)
+
+
+def _malformed(line: bytes, error: msgspec.DecodeError) -> str:
+    """What is wrong with a line: in words of our own where the decoder's would lead astray."""
+    if line.startswith(b"\xef\xbb\xbf"):
+        return "a byte order mark before it"
+    halves = [found[1] for found in _SURROGATES.finditer(line) if found[1]]
+    if halves:
+        try:
+            _decode_raw(_SURROGATES.sub(lambda found: b"?" if found[1] else found[0], line))
+            return f"half of a surrogate pair, {halves[0].decode()}, is no character"
+        except msgspec.DecodeError:
+            pass  # something else is wrong besides, and the decoder names the first
+    return str(error).removeprefix("JSON is malformed: ")
 
 
 def depth(line: bytes, enough: int) -> int:

@@ -201,6 +201,31 @@ AWKWARD = [
 ]
 
 
+@pytest.mark.parametrize("text", [text for text, name in BAD if name.startswith("no JSON: half of a surrogate pair")])
+def test_half_a_surrogate_pair_is_called_that(text: bytes) -> None:
+    assert reason(text).startswith("no JSON: half of a surrogate pair, \\ud")
+    assert reason(text).endswith(", is no character")
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ('"\\\\ud83d \\ud83d\\ude00 \\uDE00"', "no JSON: half of a surrogate pair, \\uDE00, is no character"),
+        ('"\\ud83d" x', "no JSON: "),
+        ('"\\ud8é"', "no JSON: "),
+        ('"\\\\ud83d \\x"', "no JSON: "),
+    ],
+)
+def test_what_else_is_wrong_is_not_taken_for_half_a_pair(body: str, expected: str) -> None:
+    found = reason(line(obj=f'{{"body": {body}}}'))
+    assert found.startswith(expected)
+    assert ("half of" in found) == ("half of" in expected)
+
+
+def test_a_byte_order_mark_is_called_that() -> None:
+    assert reason(b"\xef\xbb\xbf" + line()) == "no JSON: a byte order mark before it"
+
+
 @pytest.mark.parametrize(("text", "expected"), BAD, ids=[f"{i}-{name[:20]}" for i, (_, name) in enumerate(BAD)])
 def test_a_bad_line_has_one_named_reason(text: bytes, expected: str) -> None:
     if expected.startswith("no JSON:"):  # what follows is the parser's own word
