@@ -21,7 +21,7 @@ from storage.errors import UsageError
 from storage.settings import load_settings
 from storage.store import Store
 from tasks.local import side_by_side
-from tasks.process import FinalTick, process_to_end
+from tasks.process import FinalTick, positions, process_to_end
 from tasks.processors import abandonment, derive, normalise
 from tasks.run import Run
 from tasks.status import read_status
@@ -793,6 +793,12 @@ class TestNormalise:
         ]
         places = [normalised(store, line)[0] for line in lines] if apart else normalised(store, *lines)
         assert rows(store, "item") == [("3", "Lemon", 4, places[5]), ("4", None, None, places[4])]
+
+    def test_one_line_that_is_changed_over_and_over_makes_commits_too(self, fresh: Fresh) -> None:
+        store = fresh(batch_bytes=1, cache_keys=10)
+        normalised(store, *(add(n, item=f'{{"id": 3, "price": {n}}}') for n in range(30)))
+        assert [p.commit for p in positions(store) if p.processor == "normalise"] == [4]
+        assert [row[:3] for row in rows(store, "item")] == [("3", None, 29)]
 
     def test_after_30_days_the_next_event_finds_no_basket_as_in_abandonment(self, fresh: Fresh) -> None:
         store, month = fresh(), 30 * D

@@ -116,8 +116,8 @@ class Processor(contract.Processor[Current]):
         out.ignored += ignored
 
     def waiting(self) -> int:
-        """Lines of baskets, what was carried of items, and orders."""
-        return len(self._lines) + len(self._items) + len(self._orders)
+        """Lines of baskets and orders; what was carried of items where that is more, as for one line changed over and over."""
+        return max(len(self._lines), len(self._items)) + len(self._orders)
 
     def flush(self, out: contract.Output) -> None:
         """Give the statements that bring the rows up to what was taken since the last commit."""
