@@ -15,6 +15,7 @@ from tests.conftest import afterlog, log_bytes
 from tests.helpers import DERIVED, TABLES, derived, process
 from tests.test_replay import EITHER, MINUTE, START, line, write
 
+ITEMS_ARE_SHARED = "item: not compared, since several partitions set its rows, in whatever order they ran"
 BOTH_DATABASES = True
 pytestmark = pytest.mark.only("sqlite")
 OWN = """
@@ -140,8 +141,9 @@ def test_the_first_row_that_somebody_changed_is_named(
 
 
 @EITHER
-def test_rows_of_any_text_number_and_partition_follow_from_the_log(make_store: Callable[..., Store]) -> None:
-    store = make_store(partitions=3)
+@pytest.mark.parametrize("partitions", [1, 3])
+def test_rows_of_any_text_and_number_follow_from_the_log(make_store: Callable[..., Store], partitions: int) -> None:
+    store = make_store(partitions=partitions)
     prices = ("0.1", "99999999999999.123456", "1e13", "-7.0000005", "1e400", '"x"')
     lines = [
         item(customer, at, one, price)
@@ -155,7 +157,7 @@ def test_rows_of_any_text_number_and_partition_follow_from_the_log(make_store: C
     assert good, told
     assert told[-5:] == [
         "customer: 3 rows follow from the log",
-        "item: 2 rows follow from the log",
+        "item: 2 rows follow from the log" if partitions == 1 else ITEMS_ARE_SHARED,
         "orders: 0 rows follow from the log",
         "order_line: 0 rows follow from the log",
         "basket_line: 5 rows follow from the log",

@@ -137,6 +137,8 @@ class Processor(Generic[S]):
     """Whether what it writes are emails to be delivered."""
     tables: ClassVar[tuple[str, ...]] = ()
     """Afterlog's own tables whose rows its statements set; `afterlog verify --derived` makes them anew, and compares."""
+    shared_tables: ClassVar[tuple[str, ...]] = ()
+    """Those of `tables` whose rows belong to no subject, so that several partitions may set one."""
     state: ClassVar[type] = dict
     code: ClassVar[tuple[str, ...]] = ()
     """Other modules whose code decides what this processor gives."""

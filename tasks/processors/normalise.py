@@ -66,6 +66,7 @@ class Processor(contract.Processor[Current]):
 
     name, reads = "normalise", "events"
     tables = ("customer", "item", "orders", "order_line", "basket_line")
+    shared_tables = ("item",)
     state = Current
     code = ("tasks.processors.basket",)
 
