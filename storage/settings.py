@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -149,7 +150,10 @@ def load_settings(**overrides: object) -> Settings:
             "setting AFTERLOG_ARCHIVE_URL: it is empty", do="Leave it out for the folder `archive` in HOME"
         )
     _check_silent(settings.alert_silent)
+    _check_allow(settings.mail_allow)
     home = str(settings.home.resolve())
+    if any("\ud800" <= each <= "\udfff" for each in home):  # the working folder's name
+        raise UsageError("setting AFTERLOG_HOME: its name is not UTF-8", where=home, do="Choose another folder")
     if settings.database_url is None and set(home) & set("?%"):  # the database's URL would mean something else by it
         raise UsageError("setting AFTERLOG_HOME: a ? or % in its name", where=home, do="Choose another folder")
     return settings
@@ -162,6 +166,16 @@ def _check_silent(logs: Iterable[str]) -> None:
             check_log_name(log)
         except UsageError as error:
             raise UsageError(f"setting AFTERLOG_ALERT_SILENT: {error}", do="Correct it and start again") from error
+
+
+def _check_allow(recipients: Iterable[str]) -> None:
+    """`example.com` is nobody: every mail would be suppressed, one by one, where a domain was meant."""
+    for each in recipients:
+        if not re.fullmatch(r"[^@\s<>]*@[^@\s<>]+", each):
+            raise UsageError(
+                "setting AFTERLOG_MAIL_ALLOW: no recipient", found=repr(each[:200]),
+                expected="ann@example.com for one, @example.com for all of a domain", do="Correct it and start again",
+            )  # fmt: skip
 
 
 def _config() -> Path:

@@ -19,6 +19,8 @@ _CENTURY = 36_525 * 86_400_000
 """More would lead to times that no log can name."""
 _WORDS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 _AT = re.compile(r" - at `(?:key in )?\$(.*)`$")
+_NOT_UTF8 = re.compile("[\ud800-\udfff]")
+"""What Python makes of bytes that are none."""
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`")
 
 Duration = Annotated[int, Meta(description="a length of time")]
@@ -67,7 +69,7 @@ def gather(fields: Mapping[str, Any], environment: Mapping[str, str], file: Path
     """What was given for each name: `AFTERLOG_NAME`, or `AFTERLOG_NAME__PART`, of the environment over `name` of a TOML file.
 
     Raises:
-        UsageError: the file is no TOML, or a list or a table in the environment is no JSON.
+        UsageError: the file is no TOML, a variable is not UTF-8, or a list or a table in the environment is no JSON.
     """
     try:
         given: dict[str, Any] = tomllib.loads(file.read_text("utf-8")) if file.is_file() else {}
@@ -76,6 +78,8 @@ def gather(fields: Mapping[str, Any], environment: Mapping[str, str], file: Path
     for variable in sorted(environment):  # a whole before its parts
         path = variable.lower().removeprefix(PREFIX.lower()).split("__")
         if variable.upper().startswith(PREFIX) and path[0] in fields:
+            if _NOT_UTF8.search(environment[variable]):  # no database, no server and no log takes it
+                raise _refused(path, "it is not UTF-8")
             value = _written(path, fields[path[0]], environment[variable])
             for part in reversed(path):
                 value = {part: value}

@@ -146,3 +146,33 @@ def test_a_misspelt_variable_is_told_however_it_is_written(name: str, monkeypatc
     monkeypatch.setenv(name, "5m")
     with pytest.raises(UsageError, match=f"no such setting: {name}. Did you mean AFTERLOG_TIMEOUT?"):
         load_settings()
+
+
+@pytest.mark.parametrize("name", ["HOME", "MAIL_FROM", "MAIL_URL", "PROCESSORS", "ALERT_SILENT__EVENTS"])
+def test_a_variable_that_is_not_utf_8_is_refused_without_being_shown(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(f"AFTERLOG_{name}", "secret\udcff")
+    with pytest.raises(UsageError, match=f"setting AFTERLOG_{name} .*: it is not UTF-8. Correct it") as raised:
+        load_settings()
+    assert "secret" not in str(raised.value)
+
+
+def test_a_working_folder_whose_name_is_not_utf_8_is_no_place_for_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path("caf\udce9")
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(UsageError, match="setting AFTERLOG_HOME: its name is not UTF-8"):
+        load_settings()
+
+
+@pytest.mark.parametrize("entry", ["example.com", "ann@", "@", "", "Ann <ann@example.com>", " @example.com", "a@b@c"])
+def test_a_recipient_that_nobody_has_is_refused(entry: str) -> None:
+    with pytest.raises(
+        UsageError, match=r"setting AFTERLOG_MAIL_ALLOW: no recipient; found .*, expected ann@example.com"
+    ):
+        load_settings(mail_allow=("@example.org", entry))
+    assert load_settings(mail_allow=["ann@example.com", "@example.org"]).mail_allow == (
+        "ann@example.com",
+        "@example.org",
+    )
