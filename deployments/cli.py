@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 from contextlib import suppress
 from typing import Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
+from deployments.cli_arguments import Whole, check_port, utf8
 from deployments.console import say
 from deployments.refusals import from_prefect, from_system, give_up_output, open_closed
 from storage import steps
@@ -27,6 +29,7 @@ app = App(
     help="An append-only log of events, and everything that comes after. Settings: AFTERLOG_* or afterlog.toml.",
     version=_version,
     version_flags=["--version"],
+    default_parameter=Parameter(validator=utf8),
 )
 # Named, not imported: reading a log should not wait for what delivers mail.
 app.command("deployments.cli_logs:append", help="Append the lines of a file to a log, exactly as they are.")
@@ -68,7 +71,7 @@ app.command("deployments.cli_automations:automations", name="automations", help=
 
 
 @app.command
-def up(*, port: int = 4200) -> None:
+def up(*, port: Whole = 4200) -> None:
     """Run everything on this machine: Prefect's server and UI, the deployments and their runner, until Ctrl-C.
 
     Args:
@@ -80,13 +83,15 @@ def up(*, port: int = 4200) -> None:
 
 
 @app.command
-def demo(*, once: bool = False, port: int | None = None) -> None:
+def demo(*, once: bool = False, port: Whole | None = None) -> None:
     """Show it all on an example log: `up`, a mail server, baskets left behind, and live events until Ctrl-C.
 
     Args:
         once: end after everything was shown once.
         port: where the UI listens; a free port where it is left out.
     """
+    if port is not None:
+        check_port(port)  # a server that cannot start is waited for, and the example log written before that
     from deployments.demo import run_demo  # only this command needs it
 
     run_demo(once=once, port=port)
@@ -114,8 +119,9 @@ def _run(arguments: list[str] | None) -> int:
         say(f"afterlog: {error}")
         return error.exit_code
     except CycloptsError as error:
-        say(f"afterlog: {error}")
-        say("Try: afterlog --help")
+        extra = isinstance(error, UnusedCliTokensError)
+        say(f"afterlog: {f'nothing here takes {shlex.join(error.unused_tokens or [])}' if extra else error}")
+        say(f"Try: {' '.join(['afterlog', *(error.command_chain or ())])} --help")
         return 2
     except BrokenPipeError:
         give_up_output()  # whoever read us has gone, `head` say

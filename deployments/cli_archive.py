@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from deployments.console import say, show_table
-from storage.errors import AfterlogError
+from storage.errors import AfterlogError, UsageError
 from storage.settings import Settings, load_settings
 from storage.store import Store
 
@@ -53,7 +54,16 @@ def verify(*, head: Sequence[str] = (), derived: bool = False) -> None:
         head: a head that was noted earlier; may be given several times.
         derived: instead, go over the logs again with the recorded ticks and settings, and compare derived logs, byte by byte, and rows.
     """
+    for noted in head:
+        if not re.fullmatch("[0-9a-f]{64}", noted):  # else a slip of the pen is told as a rewritten history
+            raise UsageError(
+                "--head is no head",
+                found=repr(noted[:80]),
+                expected="64 digits 0 to f, whole, as `afterlog verify` shows it",
+            )
     if derived:
+        if head:
+            raise UsageError("--head does not go with --derived", do="Run verify twice, once with each")
         _verify_derived(load_settings())
         return
     from tasks.verify import verify_all
@@ -69,7 +79,8 @@ def verify(*, head: Sequence[str] = (), derived: bool = False) -> None:
         say(problem)
     if problems:
         raise AfterlogError(
-            f"{len(problems)} things are wrong", do="Put back what was changed from a backup or the archive"
+            f"{len(problems)} {'thing is' if len(problems) == 1 else 'things are'} wrong",
+            do="Put back what was changed from a backup or the archive",
         )
 
 

@@ -8,7 +8,7 @@ from cyclopts import App
 
 from deployments.console import say, show_table
 from storage.contacts import forget_contact, list_contacts, read_contacts, save_contacts
-from storage.errors import AfterlogError
+from storage.errors import UsageError
 from storage.settings import load_settings
 from storage.store import Store
 
@@ -46,5 +46,5 @@ def forget(type: str, id: str) -> None:
         id: whose entry.
     """
     if not forget_contact(Store(load_settings()).database, type, id):
-        raise AfterlogError(f"no contact {type} {id}")
+        raise UsageError("no such contact", found=f"{type} {id}", do="See: afterlog contacts list")
     say(f"{type} {id} is forgotten")

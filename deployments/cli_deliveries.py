@@ -8,6 +8,7 @@ from typing import Literal
 import orjson
 from cyclopts import App
 
+from deployments.cli_arguments import Whole
 from deployments.console import say, show_table
 from storage.errors import UsageError
 from storage.look import Look
@@ -27,7 +28,7 @@ _SELECT = (
 
 
 @deliveries.command(name="list")
-def list_(*, state: State | None = None, limit: int = 100, json: bool = False) -> None:
+def list_(*, state: State | None = None, limit: Whole = 100, json: bool = False) -> None:
     """Show mails, the latest change first.
 
     Args:

@@ -13,6 +13,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from deployments.cli_arguments import AnyBytes, Whole
 from deployments.console import say
 from storage.batches import BatchCache
 from storage.door import append_lines
@@ -31,7 +32,7 @@ from tasks.topology import build_topology
 _CHUNK = 1 << 20
 
 
-def append(log: str, file: Annotated[str, Parameter(allow_leading_hyphen=True)] = "-") -> None:
+def append(log: str, file: Annotated[str, AnyBytes, Parameter(allow_leading_hyphen=True)] = "-") -> None:
     """Append the lines of FILE to LOG, exactly as they are.
 
     The lines are durable when this ends. A line whose clock lies too far ahead of the wall clock goes to the
@@ -68,8 +69,8 @@ def read(
     from_: Annotated[str, Parameter(name="--from")] = "0",
     to: str | None = None,
     follow: bool = False,
-    generation: int | None = None,
-    partition: int | None = None,
+    generation: Whole | None = None,
+    partition: Whole | None = None,
 ) -> None:
     """Write the raw lines of LOG to standard output, and nothing else.
 
@@ -251,6 +252,8 @@ def _open(file: str) -> BufferedReader:
         if sys.stdin is None:  # closed by whoever started us
             raise UsageError("standard input is closed", do="Name a file, or give it lines")
         return open(sys.stdin.fileno(), "rb", closefd=False)
+    if not file:  # it would be the working folder
+        raise UsageError("no name of a file", found="''", expected="a file, or - for standard input")
     try:
         return Path(file).open("rb")  # the caller closes it
     except OSError as error:

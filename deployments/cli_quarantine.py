@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
 import orjson
 from cyclopts import App
 
+from deployments.cli_arguments import AnyBytes
 from deployments.console import say, show_table
 from storage.errors import UsageError
 from storage.settings import load_settings
@@ -39,7 +41,9 @@ def list_(*, reason: str = "", json: bool = False) -> None:
 
 
 @quarantine.command
-def retry(id: str, *, line: str | None = None, file: Path | None = None, force: bool = False) -> None:
+def retry(
+    id: str, *, line: Annotated[str | None, AnyBytes] = None, file: Path | None = None, force: bool = False
+) -> None:
     """Append a line in quarantine again, as a new event of the log that it came from, if the judge takes it.
 
     Args:

@@ -14,11 +14,11 @@ from storage.errors import UsageError
 from storage.generations import find_replay, list_replays
 from storage.settings import Settings, load_settings
 from storage.store import Store
-from storage.times import show
+from storage.times import parse_time, show, typed_number
 from tasks import promote as promotion
 from tasks.impact import Comparison, compare
 from tasks.replay import drop_replay, run_replay, start
-from tasks.replay_plan import Planned, Request, describe, parse_ticks, read_plan
+from tasks.replay_plan import ALL, Planned, Request, changed_settings, describe, parse_ticks, read_plan
 from tasks.topology import Topology, build_topology
 
 replays = App(name="replays", help="Generations that replays made: list, show, promote, discard, rollback.")
@@ -51,7 +51,9 @@ def replay(
     """
     settings = load_settings()
     wanted = _pairs(set_ or [])
+    request = Request(tuple(processors or ()), from_, to, wanted, parse_ticks(as_of), name)
     if prefect:
+        _check(settings, request)
         use_prefect(settings)
         from prefect import tags  # after the environment: Prefect reads it at import
 
@@ -62,7 +64,21 @@ def replay(
         return
     if decide == "ask":
         raise UsageError("--decide ask asks in Prefect's UI, so it does not go with --no-prefect")
-    _replay_here(settings, Request(tuple(processors or ()), from_, to, wanted, parse_ticks(as_of), name))
+    _replay_here(settings, request)
+
+
+def _check(settings: Settings, request: Request) -> None:
+    """Refuse what can never be, before a server is started for it, whose runs tell a mistake with a traceback."""
+    topology = build_topology(settings)
+    changed_settings(topology, request.settings)
+    for processor in request.processors:
+        topology.make(processor)
+    for option, text in (("--from", request.from_), ("--to", request.to)):
+        if text != ALL and typed_number(text) is None and parse_time(text) is None:
+            raise UsageError(
+                f"{option} is neither an offset nor a time", found=repr(text),
+                expected="all, digits, or RFC 3339 such as 2026-01-31T12:00:00Z",
+            )  # fmt: skip
 
 
 def _replay_here(settings: Settings, request: Request) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
-from cyclopts import Parameter, Token
+from cyclopts import Parameter
 
+from deployments.cli_arguments import Whole
 from deployments.console import say, show_table
 from deployments.server import use_prefect
 from storage.errors import AfterlogError, UsageError
@@ -25,6 +25,7 @@ from tasks.process import AsOf, FinalTick, Summary, check_as_of, follow, process
 from tasks.run import Run
 from tasks.topology import build_topology
 
+_MOST = 1_000_000_000
 _LONGEST = 1_000_000
 """How many seconds a run by hand may follow: days, and within what a timer can."""
 
@@ -65,17 +66,9 @@ def process(
         _finish(*_process_here(settings, when))
 
 
-def _whole(_type: Any, tokens: Sequence[Token]) -> int:
-    """A whole number; `1.5` would otherwise be taken for 1."""
-    text = tokens[0].value
-    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
-        raise UsageError("--limit is no whole number", found=repr(text[:50]), expected="digits, at least 1")
-    return int(text)
-
-
 def deliver(
     *,
-    limit: Annotated[int | None, Parameter(converter=_whole)] = None,
+    limit: Whole | None = None,
     prefect: Annotated[bool, Parameter(negative="--no-prefect")] = True,
 ) -> None:
     """Run the processors on derived logs, then deliver every mail that is due.
@@ -86,6 +79,8 @@ def deliver(
     """
     if limit is not None and limit < 1:
         raise UsageError("--limit is too small", found=limit, expected="at least 1")
+    if limit is not None and limit > _MOST:
+        raise UsageError("--limit is too large", found=limit, expected=f"at most {_MOST:,}, or none for all")
     settings = load_settings()
     parse_mail_url(settings.mail_url.reveal())  # before anything is done
     if prefect:
