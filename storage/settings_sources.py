@@ -17,6 +17,15 @@ PREFIX = "AFTERLOG_"
 _UNITS = {"ms": 1, "s": 1000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
 _CENTURY = 36_525 * 86_400_000
 """More would lead to times that no log can name."""
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "array": "a list",
+    "object": "a table",
+}
+"""What msgspec calls by Python's or JSON's names."""
 _WORDS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 _AT = re.compile(r" - at `(?:key in )?\$(.*)`$")
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")
@@ -128,6 +137,8 @@ def _fitting(path: list[str], kind: Any, value: Any) -> Any:
         if unknown := _UNKNOWN.fullmatch(message):
             raise _refused([*path, *inner, unknown[1]], "no such setting") from error
         found = "a secret" if kind in (Secret, Secret | None) else repr(_at(value, inner))[:200]
+        message = re.sub(", got `.*`", "", message)  # of a variable it is always a text, and what was found is shown
+        message = re.sub("`(.*?)`", lambda match: _KINDS.get(match[1], match[0]), message)
         raise _refused([*path, *inner], message[0].lower() + message[1:], found) from error
     except ValueError as error:  # a length of time
         raise _refused(path, str(error), repr(value)[:200]) from error
