@@ -59,7 +59,8 @@ def resolve(id: str, outcome: Literal["sent", "not-sent"], *, again: bool = Fals
     """Settle a mail that is UNKNOWN, after a look at the mail server's own log.
 
     Args:
-        id: the mail's id, as `afterlog deliveries list` shows it. Its Message-ID has it too.
+        id: the mail's id, as `afterlog deliveries list` shows it, and its header X-Afterlog-Event-Id. `afterlog why ID` shows its
+            Message-ID.
         outcome: whether it was sent.
         again: with not-sent: try it once more, under the same Message-ID, if it is still worth sending.
     """
