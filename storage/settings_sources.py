@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import tomllib
 from collections.abc import Mapping
@@ -114,7 +115,8 @@ def convert(cls: type[S], fields: Mapping[str, Any], given: Mapping[str, Any]) -
     values = {}
     for name, value in given.items():
         if name not in fields:
-            raise _refused([name], "no such setting")
+            near = difflib.get_close_matches(name.lower(), fields, n=1)
+            raise _refused([name], "no such setting", do=f"Did you mean `{near[0]}`?" if near else "Remove it")
         values[name] = _fitting([name], fields[name], value)
     return cls(**values)
 
@@ -182,8 +184,10 @@ def _at(value: Any, path: list[str]) -> Any:
     return value
 
 
-def _refused(path: list[str], message: str, found: str | None = None) -> UsageError:
+def _refused(
+    path: list[str], message: str, found: str | None = None, do: str = "Correct it and start again"
+) -> UsageError:
     return UsageError(
         f"setting {PREFIX}{'__'.join(path).upper()} (or `{'.'.join(path)}` in afterlog.toml): {message}",
-        found=found, do="Correct it and start again",
+        found=found, do=do,
     )  # fmt: skip

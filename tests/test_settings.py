@@ -176,3 +176,17 @@ def test_a_recipient_that_nobody_has_is_refused(entry: str) -> None:
         "ann@example.com",
         "@example.org",
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("timout = '45m'", r"`timout` in afterlog.toml\): no such setting. Did you mean `timeout`\?"),
+        ("TIMEOUT = '45m'", r"`TIMEOUT` in afterlog.toml\): no such setting. Did you mean `timeout`\?"),
+        ("colour = 'red'", r"`colour` in afterlog.toml\): no such setting. Remove it"),
+    ],
+)
+def test_a_misspelt_name_in_the_file_is_told_with_the_right_one(text: str, sentence: str) -> None:
+    Path("afterlog.toml").write_text(text)
+    with pytest.raises(UsageError, match=sentence):
+        load_settings()
