@@ -1,0 +1,52 @@
+"""Whose inbox a replay would change: who gets mails and who gets none, what was sent already, and what comes too late."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from storage.contacts import Entry, save_contacts
+from storage.door import append_lines
+from storage.store import Store
+from storage.times import now
+from tasks import impact
+from tasks.impact import Impact
+from tests.helpers import process
+from tests.test_promotion import deliver, recent
+from tests.test_replay import MINUTE, again, line
+
+MakeStore = Callable[..., Store]
+
+
+def changed_by(store: Store, timeout: str) -> Impact:
+    _, found = again(store, processors=("abandonment",), settings={"timeout": timeout})
+    assert found.impact is not None
+    return found.impact
+
+
+def test_of_mails_that_are_gone_it_counts_those_that_were_sent(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_contacts(store.database, [Entry("CUSTOMER", str(n), f"{n}@example.com", False) for n in (1, 2, 3)])
+    append_lines(store, "events", [recent(n, 50) for n in (1, 2, 3, 4)])  # 4 has no address
+    process(store.home, as_of=now() - 15 * MINUTE)  # flagged after half an hour, and not after three quarters yet
+    deliver(store)
+    for at_once in (500, 2):  # how many are asked for in one statement
+        monkeypatch.setattr(impact, "_AT_ONCE", at_once)
+        found = changed_by(store, "45m")
+        assert (found.mails_removed, found.sent_already, found.mails_added, found.too_late) == (4, 3, 0, 0)
+    assert found.no_longer == [f"CUSTOMER {n}" for n in (1, 2, 3, 4)]
+    assert found.people == ("0 people would get a mail who now get none, 4 would get none who now get one")
+    assert changed_by(store, "30m").sent_already == 0  # what is there in both is not gone
+
+
+def test_of_mails_that_are_added_it_counts_those_that_are_past_their_time(make_store: MakeStore) -> None:
+    store = make_store(timeout="45m")
+    for minutes, verb in ((0, "ADDED_ITEM_TO_BASKET"), (40, "ADDED_ITEM_TO_BASKET"), (41, "ORDERED")):
+        append_lines(store, "events", [line(n, minutes, verb) for n in range(25)])  # years ago
+    append_lines(store, "events", [recent(50, 50)])
+    process(store.home, timeout="45m", as_of=now() - 15 * MINUTE)
+    found = changed_by(store, "30m")
+    assert (found.mails_added, found.too_late, found.mails_removed, found.sent_already) == (26, 25, 0, 0)
+    assert (found.newly_mailed, found.no_longer_mailed, found.no_longer) == (26, 0, [])
+    assert found.newly == [f"CUSTOMER {n}" for n in range(20)], "the first of them, no more than a page takes"
+    assert found.people == "26 people would get a mail who now get none, 0 would get none who now get one"
