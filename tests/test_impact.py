@@ -11,7 +11,8 @@ from storage.door import append_lines
 from storage.store import Store
 from storage.times import now
 from tasks import impact
-from tasks.impact import Impact
+from tasks.diff import LogDiff
+from tasks.impact import Comparison, Impact
 from tests.helpers import process
 from tests.test_promotion import deliver, recent
 from tests.test_replay import MINUTE, again, line
@@ -50,3 +51,11 @@ def test_of_mails_that_are_added_it_counts_those_that_are_past_their_time(make_s
     assert (found.newly_mailed, found.no_longer_mailed, found.no_longer) == (26, 0, [])
     assert found.newly == [f"CUSTOMER {n}" for n in range(20)], "the first of them, no more than a page takes"
     assert found.people == "26 people would get a mail who now get none, 0 would get none who now get one"
+
+
+@pytest.mark.parametrize("kind", ["added", "removed", "changed"])
+def test_two_generations_are_the_same_only_where_nothing_differs(kind: str) -> None:
+    same = LogDiff("baskets", old=3, new=3, same=3)
+    other = LogDiff("reminders", old=3, new=3, same=2, **{kind: 1})
+    assert Comparison([same, same], None).is_nothing
+    assert not Comparison([same, other], None).is_nothing

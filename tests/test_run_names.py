@@ -40,6 +40,8 @@ def test_a_run_that_has_ended_is_named_by_where_and_what_the_worst_first(store: 
     assert outcome_tags(run, done) == {"baskets", "reminders", "sent", "suppressed"}
     late = Done([Summary("abandonment", derived=1, first=70, last=70), Summary("normalise")])
     assert ended(run, "process", late) == "process events/0 at 70: 1 to baskets", "a tick reads nothing"
+    idle = Done([Summary("derive", 3, ignored=3, first=10, last=70)])
+    assert ended(run, "process", idle) == "process events/0 10..70: 3 read"
     for little, told in (
         (Done(mails=[DeliverySummary(taken_in=1, waiting=1)]), "1 waiting"),
         (Done(mails=[DeliverySummary(retries=1, waiting=1)]), "1 waiting"),
