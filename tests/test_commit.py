@@ -516,6 +516,7 @@ class TestSettingsAndTicks:
     def test_a_tick_of_now_is_the_wall_less_the_time_to_settle(self, store: Store) -> None:
         before = now()
         processed(store, tax(1), as_of="now")
+        assert ticks(store)
         for as_of, _ in ticks(store):
             assert before - 2_000 <= as_of <= now() - 2_000
 

@@ -137,6 +137,7 @@ class TestStates:
             assert row["lag_bytes"] == after["lag_bytes"] > 0
             assert 1_000 < row["lag_ms"] < after["lag_ms"]
         said = problems(store.home, **QUICK)
+        assert len(said) == len(ON_RAW)
         assert all("is dead: " in each and each.endswith("to do, and nobody is at it") for each in said)
 
     def test_a_processor_that_fails_again_and_again_is_stuck_and_says_why(
