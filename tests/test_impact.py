@@ -59,3 +59,35 @@ def test_two_generations_are_the_same_only_where_nothing_differs(kind: str) -> N
     other = LogDiff("reminders", old=3, new=3, same=2, **{kind: 1})
     assert Comparison([same, same], None).is_nothing
     assert not Comparison([same, other], None).is_nothing
+
+
+def test_the_terminal_and_the_page_say_it_with_every_figure_at_its_place(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from deployments.cli_replay import show_comparison
+    from flows.replay_report import report
+
+    append_lines(store, "events", [line(1, 0), line(1, 40), line(1, 41, "ORDERED")])
+    process(store.home)
+    done, found = again(store, processors=("abandonment",), settings={"timeout": "45m"})
+    moved = Impact(1111, 2, 3, 4, ["CUSTOMER a|b"], ["CUSTOMER 6", "CLIENT 7"], 8, 9)
+    show_comparison(Comparison(found.logs, moved))
+    said = capsys.readouterr()
+    people = "3 people would get a mail who now get none, 4 would get none who now get one"
+    assert said.err.splitlines()[-3:] == [
+        f"mails: 1111 more, 2 fewer (of which 8 were sent already); {people}",
+        "newly mailed: CUSTOMER a|b",
+        "no longer mailed: CUSTOMER 6, CLIENT 7",
+    ]
+    parts = report(done.planned, Comparison(found.logs, moved)).split("\n\n")
+    at = parts.index("### Whose inbox that would change")
+    assert parts[at + 1 : at + 4] == [
+        f"{people}. 1,111 mails are added, of which 9 are too old to be sent; 2 are gone, of which 8 were sent already.",
+        r"Newly mailed: CUSTOMER a\|b",
+        "No longer mailed: CUSTOMER 6, CLIENT 7",
+    ]
+    assert "| baskets | 2 | 0 | 0 | 2 | 0 | 0 |" in parts[2]
+    assert "| removed | 1 | abandonment/events:0:0/abandoned | 2001-09-09 02:26 |  |" in "".join(parts)
+    same = report(done.planned, Comparison([], moved))
+    assert "Both generations are the same." in same
+    assert "inbox" not in same

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 
@@ -106,5 +107,11 @@ def test_its_log_says_what_each_did_and_its_page_the_same_and_how_things_stand(s
     assert "| state | mails |\n| --- | --: |\n| SENT | 4 |\n| SUPPRESSED | 1 |" in parts
     assert "| why not | mails |\n| --- | --: |\n| too old | 3 |\n| no address | 1 |" in parts
     assert "| quarantine | events/0 0 | none | 0 | 0 | 0 | 0 | 0 |" in parts[-1]
-    assert "UTC, with [this run](" in counts_markdown(run, "react", Done(), at_work=True).split("\n\n")[1]
-    assert "### In this run" not in counts_markdown(run, "react", Done(), at_work=True)
+
+    page = counts_markdown(run, "react", Done(), at_work=True)
+    assert re.match(
+        r"As it was at \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d UTC, with \[this run\]\(.*\) at work\.$", page.split("\n\n")[1]
+    )
+    assert "### In this run" not in page
+    ticked = counts_markdown(run, "process", Done([Summary("abandonment", derived=1)]), at_work=False)
+    assert "| abandonment | 0 | 0 | 0 | 0 | 1 | 0 |" in ticked, "a tick reads nothing"
