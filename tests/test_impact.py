@@ -88,6 +88,7 @@ def test_the_terminal_and_the_page_say_it_with_every_figure_at_its_place(
     ]
     assert "| baskets | 2 | 0 | 0 | 2 | 0 | 0 |" in parts[2]
     assert "| removed | 1 | abandonment/events:0:0/abandoned | 2001-09-09 02:26 |  |" in "".join(parts)
+    assert again(store, processors=("anomalies",))[1].impact is None, "it gives no mails"
     same = report(done.planned, Comparison([], moved))
     assert "Both generations are the same." in same
     assert "inbox" not in same

@@ -39,6 +39,8 @@ def test_each_series_is_counted_by_the_hour_up_to_the_last_clock(store: Store) -
         "events": [2, 1, 0, 1], "abandonments": [0, 1, 0, 0], "recoveries": [0, 1, 0, 0], "mails sent": [0] * 4,
     }  # fmt: skip
     assert [series.counts[0] for series in read_plot(store, topology, hours=3).series] == [1, 1, 1, 0]
+    append_lines(store, "events", [did(4, 181, "VISITED", more="x" * 100_000)] * 12)
+    assert read_plot(store, topology).estimated, "an hour of more than 1 MiB"
     title, sums, picture = markdown(plot).split("\n\n")
     assert title == "## The 4 hours up to 2001-09-09 04:46 UTC"
     assert sums == "4 events, 1 abandonments, 1 recoveries, 0 mails sent."

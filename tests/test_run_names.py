@@ -113,5 +113,7 @@ def test_its_log_says_what_each_did_and_its_page_the_same_and_how_things_stand(s
         r"As it was at \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d UTC, with \[this run\]\(.*\) at work\.$", page.split("\n\n")[1]
     )
     assert "### In this run" not in page
+    free = counts_markdown(run, "react", Done(mails=[DeliverySummary(taken_in=2, waiting=2)]), at_work=False)
+    assert "2 taken in, 2 waiting, 0 to be tried again\n\n### Since the beginning" in free
     ticked = counts_markdown(run, "process", Done([Summary("abandonment", derived=1)]), at_work=False)
     assert "| abandonment | 0 | 0 | 0 | 0 | 1 | 0 |" in ticked, "a tick reads nothing"
