@@ -47,6 +47,7 @@ def test_a_run_that_has_ended_is_named_by_where_and_what_the_worst_first(store: 
         (Done(mails=[DeliverySummary(taken_in=1, waiting=1)]), "1 waiting"),
         (Done(mails=[DeliverySummary(retries=1, waiting=1)]), "1 waiting"),
         (Done(mails=[DeliverySummary(waiting=1)]), "nothing new"),
+        (Done(mails=[DeliverySummary(states=Counter({"FAILED": 1}))]), "1 failed"),
         (Done(failures={"derive": "it broke"}), "derive failed"),
         (Done([Summary("derive")], [DeliverySummary(states=Counter({"SENT": 0}))]), "nothing new"),
     ):
