@@ -107,6 +107,8 @@ def test_its_log_says_what_each_did_and_its_page_the_same_and_how_things_stand(s
     assert r"**Mails are held:** a person \<said\> so" in parts
     assert "| state | mails |\n| --- | --: |\n| SENT | 4 |\n| SUPPRESSED | 1 |" in parts
     assert "| why not | mails |\n| --- | --: |\n| too old | 3 |\n| no address | 1 |" in parts
+    assert "\n| processor | read | processed | quarantined | ignored | derived | bytes |\n" in f"\n{page}"
+    assert "\n| processor | at | behind | read | processed | quarantined | ignored | derived |\n" in f"\n{page}"
     assert "| quarantine | events/0 0 | none | 0 | 0 | 0 | 0 | 0 |" in parts[-1]
 
     page = counts_markdown(run, "react", Done(), at_work=True)
