@@ -76,3 +76,7 @@ def test_the_axis_has_each_sixth_hour_and_at_midnight_the_day(hours: int, labels
     found = re.findall(r'<text x="([\d.]+)" y="\d+" fill="#777" font-size="12">([^<]+)<', drawn)
     assert [label for _, label in found] == labels
     assert float(found[0][0]) == pytest.approx(8 + 5 * 744 / hours, abs=0.1)
+    _, _, width, height = map(float, re.findall(r'viewBox="([^"]*)"', drawn)[0].split())
+    texts = re.findall(r'<text x="([\d.]+)" y="([\d.]+)"', drawn)
+    assert all(0 < float(x) < width and 10 < float(y) < height for x, y in texts), "all of it is in the picture"
+    assert len(texts) == len(labels) + 2

@@ -98,7 +98,7 @@ def test_an_anomaly_is_told_in_a_sentence(make_store: MakeStore) -> None:
 
 
 def test_mails_that_wait_come_first_and_each_says_why(store: Store) -> None:
-    from flows.tables import mails
+    from flows.tables import ROWS, mails
 
     save_contacts(store.database, [Entry("CLIENT", str(n), f"{n}@example.com", False) for n in (1, 3, 4, 5)])
     submitted(store, 1, 2)
@@ -122,3 +122,9 @@ def test_mails_that_wait_come_first_and_each_says_why(store: Store) -> None:
     ]
     assert {row["what"] for row in rows} == {"tax-received"}
     assert {row["at"][:5] for row in rows} == {show(now())[5:10]}
+
+    submitted(store, *range(10, 32))
+    deliver(store)  # who claimed 4 has died too, and 5 is sent
+    rows = mails(store)
+    assert [row["to"] for row in rows[:4]] == ["CLIENT 3", "CLIENT 4", "CLIENT 31", "CLIENT 30"]
+    assert len(rows) == ROWS
