@@ -93,6 +93,8 @@ def test_its_log_says_what_each_did_and_its_page_the_same_and_how_things_stand(s
     ]
     assert lines_of(Done(mails=[DeliverySummary(taken_in=2)])) == ["deliver: 2 taken in, none decided, 0 waiting"]
     assert lines_of(Done(mails=[DeliverySummary(waiting=2)])) == []
+    read = Done([Summary("derive", 3, ignored=3)])
+    assert lines_of(read) == ["derive: 3 read = 0 processed + 0 quarantined + 3 ignored; 0 derived"]
     ticked = Done([Summary("abandonment", derived=1)])
     assert lines_of(ticked) == ["abandonment: 0 read = 0 processed + 0 quarantined + 0 ignored; 1 derived"]
 
