@@ -34,7 +34,8 @@ def test_a_basket_tells_its_items_its_value_and_what_became_of_it(store: Store) 
     items += [{"id": 3, "name": "Ham", "price": 1200, "count": 1.5}]
     first = [did(1, 0, item=item) for item in items]
     others = [did(n, n / 10, item={"id": 1, "name": "Lemon", "price": 5}) for n in (2, 3, 4)]
-    append_lines(store, "events", [*first, *others])
+    many = did(5, 0.5, item={"id": 1, "name": "Lemon", "price": 5, "count": 10**13})
+    append_lines(store, "events", [*first, *others, many])
     process(store.home, as_of=START + 31 * MINUTE)
     # 2 was there after all; 3 orders for an amount, and 4 for nobody knows how much.
     append_lines(
@@ -43,12 +44,13 @@ def test_a_basket_tells_its_items_its_value_and_what_became_of_it(store: Store) 
     )  # fmt: skip
     process(store.home)
     rows = abandoned_baskets(store)
+    assert (rows[0]["items"], rows[0]["value"]) == ("Lemon", "not known"), "a count that is a fault is none"
     assert rows[-1] == {
         "customer": "1", "items": "Lemon, 2 × item 2, 1.5 × Ham", "value": "1,806.25", "idle for": "31m", "since then": "",
         "left at": "09-09 01:46",
     }  # fmt: skip
     assert [(row["customer"], row["since then"]) for row in rows] == [
-        ("4", "ordered"), ("3", "ordered for 7.50"), ("2", "was there after all"), ("1", ""),
+        ("5", ""), ("4", "ordered"), ("3", "ordered for 7.50"), ("2", "was there after all"), ("1", ""),
     ]  # fmt: skip
     append_lines(store, "events", [did(n, 40 + n, item=items[0]) for n in range(10, 40)])
     process(store.home, as_of=START + 200 * MINUTE)
