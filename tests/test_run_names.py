@@ -92,6 +92,8 @@ def test_its_log_says_what_each_did_and_its_page_the_same_and_how_things_stand(s
         "deliver: 1 x no address",
     ]
     assert lines_of(Done(mails=[DeliverySummary(taken_in=2)])) == ["deliver: 2 taken in, none decided, 0 waiting"]
+    failed = Done(mails=[DeliverySummary(states=Counter({"FAILED": 1}))])
+    assert lines_of(failed) == ["deliver: 0 taken in, 1 FAILED, 0 waiting"]
     assert lines_of(Done(mails=[DeliverySummary(waiting=2)])) == []
     read = Done([Summary("derive", 3, ignored=3)])
     assert lines_of(read) == ["derive: 3 read = 0 processed + 0 quarantined + 3 ignored; 0 derived"]
