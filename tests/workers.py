@@ -20,6 +20,12 @@ SHARE = {
     "tests/test_runner.py": "server",
     "tests/test_why.py::test_the_flow_answers_the_same_and_links_the_run": "server",
     "tests/test_alerts.py::test_every_alert_reaches_the_block_and_applying_twice_leaves_one_of_each": "server",
+    # Without a server, but Prefect is imported there already: that takes two seconds a process.
+    "tests/test_plot.py": "server",
+    "tests/test_run_names.py": "server",
+    "tests/test_shown_text.py": "server",
+    "tests/test_tables.py": "server",
+    "tests/test_impact.py::test_the_terminal_and_the_page_say_it_with_every_figure_at_its_place": "server",
     "tests/test_browser.py": "browser",
     "tests/test_unattended.py": "unattended",
 }
