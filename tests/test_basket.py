@@ -325,3 +325,11 @@ def test_numbers_beyond_a_double_and_deep_items_are_shown_as_they_were_written(
     assert json.loads(capfd.readouterr().out, parse_constant=pytest.fail)["items"] == found.items
     answer = why_not(Evidence(store, build_topology(store.settings)), "7")
     assert answer.checks[0].detail == "6 items in it"
+
+
+def test_a_basket_that_was_forgotten_was_not_always_empty(home: Path) -> None:
+    lines = [line(7, T, id=1), line(7, T + DAYS_30 + 1, T + DAYS_30 + 1, "VIEWED")]
+    append_lines(Store(load_settings(home=home)), "events", lines)
+    shown = afterlog(home, "basket", "7").stderr.decode().splitlines()
+    assert shown[0] == "The basket is empty"
+    assert "was forgotten" in shown[1]

@@ -70,11 +70,9 @@ def test_the_readme_names_every_setting_and_no_other() -> None:
 
 def test_the_readme_names_every_command(tmp_path: Path) -> None:
     shown = afterlog(tmp_path, "--help").stdout.decode()
-    for name in ("append", "read", "process", "deliver", "contacts", "status", "up", "demo",
-                 "automations", "backup", "restore", "pause", "resume", "deliveries", "quarantine", "archive", "verify",
-                 "why", "why-not", "basket", "replay", "replays"):  # fmt: skip
-        assert name in README
-        assert re.search(rf"^│ {name}\b", shown, re.MULTILINE)
+    commands = set(re.findall(r"^│ ([a-z][a-z-]+)", shown, re.MULTILINE))
+    assert {"append", "read", "process", "why-not", "up"} <= commands
+    assert not {name for name in commands if not re.search(rf"`(afterlog )?{name}\b", README)}
 
 
 @pytest.fixture
