@@ -61,6 +61,9 @@ def _show(found: Basket) -> None:
         print()
         show_table("Made by", MADE_BY, made)
     if not found.items:
-        say("The basket is empty" + ("" if made or found.notes else ": nothing was put in it" + (" by then" if moments else "")))
+        say(
+            "The basket is empty"
+            + ("" if made or found.notes else ": nothing was put in it" + (" by then" if moments else ""))
+        )
     for note in found.notes:
         say(note)
