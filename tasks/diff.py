@@ -19,6 +19,7 @@ import msgspec
 
 from storage.errors import CorruptLogError
 from storage.reader import PartitionReader
+from tasks.intake import recipient_of
 
 HOUR = 3_600_000
 EXAMPLES = 10
@@ -32,12 +33,6 @@ class _Verb(msgspec.Struct):
 
 class _Named(msgspec.Struct):
     id: int | str | None = None
-    type: str | None = None
-
-
-class _Object(msgspec.Struct):
-    id: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    type: str | None = None
 
 
 class _Place(msgspec.Struct, frozen=True):
@@ -46,7 +41,6 @@ class _Place(msgspec.Struct, frozen=True):
 
 class _Context(msgspec.Struct):
     source: _Place = _Place()
-    not_after: int | None = None
 
 
 class _Stamp(msgspec.Struct):
@@ -57,13 +51,11 @@ class _Stamp(msgspec.Struct):
 class _Wire(msgspec.Struct):
     verb: str | _Verb
     subject: _Named
-    object: _Object
     context: _Context
     event: _Stamp
 
 
 _decode = msgspec.json.Decoder(_Wire).decode
-_decode_id = msgspec.json.Decoder(int | str).decode
 
 
 @dataclass(frozen=True)
@@ -77,7 +69,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Line:
-    """One derived event, as far as a comparison needs it; `who` is whom it is about, or for."""
+    """One derived event, as far as a comparison needs it; `who` is whom it is about, or for: nobody where no mail can be made of it."""
 
     id: str
     digest: bytes
@@ -202,7 +194,8 @@ class Differ:
 
     def _count(self, diff: LogDiff, old: Line | None, new: Line | None) -> None:
         if self._mails:
-            mailed = [(line.who, side) for line, side in ((old, "old"), (new, "new")) if line and line.verb == "EMAIL"]
+            lines = [(line, side) for line, side in ((old, "old"), (new, "new")) if line is not None]
+            mailed = [(line.who, side) for line, side in lines if line.verb == "EMAIL" and line.who]
             self._db.executemany("INSERT OR IGNORE INTO mailed VALUES (?, ?)", mailed)
         if old is not None:
             diff.old += 1
@@ -242,14 +235,10 @@ def parse_line(raw: bytes, offset: int, *, derived_source: bool) -> Line:
     except msgspec.DecodeError as error:
         raise CorruptLogError(f"no derived event: {error}", where=f"offset {offset}", found=repr(raw[:80])) from error
     verb = wire.verb if isinstance(wire.verb, str) else wire.verb.type
-    if verb == "EMAIL":
-        ident = wire.object.id
-        who = f"{wire.object.type} {'' if ident is msgspec.UNSET else _decode_id(ident)}"
-    else:
-        who = str(wire.subject.id)
+    who, not_after = recipient_of(raw) if verb == "EMAIL" else (str(wire.subject.id), None)
     compared = _without_source(raw) if derived_source else raw
     digest = hashlib.blake2b(compared, digest_size=16).digest()
-    return Line(wire.event.id, digest, wire.event.inserted_at, verb, who, offset, wire.context.not_after)
+    return Line(wire.event.id, digest, wire.event.inserted_at, verb, who, offset, not_after)
 
 
 def _without_source(raw: bytes) -> bytes:

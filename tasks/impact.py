@@ -86,7 +86,8 @@ def compare(store: Store, topology: Topology, planned: Planned) -> Comparison:
 
 
 def _impact(store: Store, differ: Differ, mails: list[str]) -> Impact:
-    mail = f"FROM found WHERE verb = 'EMAIL' AND kind = ? AND log IN ({', '.join('?' * len(mails))})"
+    # One without a recipient can never be sent, so it is in nobody's inbox.
+    mail = f"FROM found WHERE verb = 'EMAIL' AND who <> '' AND kind = ? AND log IN ({', '.join('?' * len(mails))})"
     counts = [
         differ.rows(f"SELECT COUNT(*) {mail}", kind, *mails)[0][0]  # text of our own
         for kind in (ADDED, REMOVED)

@@ -84,6 +84,15 @@ def mail_row(event: Event, log: str, partition: int, generation: int) -> dict[st
     }  # fmt: skip
 
 
+def recipient_of(raw: bytes) -> tuple[str, int | None]:
+    """Whom an EMAIL event is for (type and id), and until when it is worth sending; nobody where no mail can be made of it."""
+    try:
+        mail = _decode_mail(raw)
+    except msgspec.DecodeError:
+        return "", None
+    return f"{mail.object.type} {mail.object.id}", mail.context.not_after
+
+
 def settled_row(event: Event) -> dict[str, Any]:
     """The row of an event of the log `baskets` that says what became of an abandonment."""
     return {

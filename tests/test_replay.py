@@ -187,6 +187,30 @@ def test_what_is_no_mail_that_is_delivered_is_in_nobodys_inbox(
     assert (found.impact.mails_added, found.impact.mails_removed, found.impact.newly) == (0, 0, [])
 
 
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        ('"id": event.id + 0', '"id": 1.5'),
+        ('"id": event.id + 0', '"id": None'),
+        ('"type": "CUSTOMER"', '"type": None'),
+        ("not_after=event.clock + 86_400_000", "not_after=2**63"),
+    ],
+)
+def test_a_mail_that_nobody_can_get_is_in_nobodys_inbox(
+    make_store: Callable[..., Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoilt: tuple[str, str]
+) -> None:
+    code = MAILER.format(twice=0, other=0)
+    use(tmp_path, monkeypatch, code)
+    store = mailed(make_store)
+    assert spoilt[0] in code
+    use(tmp_path, monkeypatch, code.replace(*spoilt).replace('name="mail"', 'name="mail" if event.id > 1 else "other"'))
+    _, found = again(store, processors=("mailer",))
+    assert (found.logs[0].added, found.logs[0].removed, found.logs[0].changed) == (1, 1, 1)
+    assert found.impact is not None
+    assert (found.impact.newly, found.impact.no_longer) == ([], ["CUSTOMER 1", "CUSTOMER 2"])
+    assert (found.impact.mails_added, found.impact.mails_removed, found.impact.too_late) == (0, 1, 0)
+
+
 def test_recorded_settings_hold_again_from_where_they_held(make_store: Callable[..., Store]) -> None:
     store = make_store(timeout="30m")
     write(store, line(1, 0), as_of=20)
