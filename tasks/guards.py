@@ -10,6 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from storage.errors import LostDataError
 from storage.mails import MAY_HAVE_BEEN_SENT, NOT_ALLOWED, WITHDRAWN, Mail, is_allowed
 from storage.outbox import Outbox
 from storage.times import now, show
@@ -70,14 +71,31 @@ class Guards:
         source = event["context"]["source"]
         if source["log"] != "baskets":
             return ""
-        cause = read_event(self._run, source["log"], source["partition"], source["offset"])
-        verbs = self._outbox.settled_by(cause["event"]["id"])
+        cause = self._cause(event, source)
+        if cause is None:
+            return f"its cause is not at baskets:{source['partition']}:{source['offset']}, where it says: another generation is live"
+        ident, customer, left = cause
+        verbs = self._outbox.settled_by(ident)
         if "ABANDONMENT_RETRACTED" in verbs:
             return "retracted"
-        ordered = self._outbox.ordered_since(str(cause["subject"]["id"]), cause["context"]["at"])
+        ordered = self._outbox.ordered_since(str(customer), left)
         if ordered is not None:
             return f"ordered since: at {show(ordered)}"
         return "ordered since" if "RECOVERED_BASKET" in verbs else ""
+
+    def _cause(self, event: dict[str, Any], source: dict[str, Any]) -> tuple[str, int | str, int] | None:
+        """Id, customer and time of what an EMAIL event has as its cause; None where something else lies there.
+
+        So it is where `baskets` was rolled back under a processor of one's own that had read on.
+        """
+        carried = event["context"].get("caused_by")
+        try:
+            found = read_event(self._run, source["log"], source["partition"], source["offset"])
+            cause = found["event"]["id"], found["subject"]["id"], found["context"]["at"]
+        except (LostDataError, ValueError, KeyError, TypeError):  # the middle of a line, or beyond the last one
+            return None
+        is_whole = isinstance(carried, dict) and "event" in carried  # of a long one only the digest is carried
+        return cause if not is_whole or carried == found else None
 
     def _mailed_by_others(self) -> dict[tuple[str, str, str], int]:
         """Who was mailed within the gap between two reminders before this was asked, by a generation that is not live, and when.

@@ -40,7 +40,7 @@ from tasks.process import positions
 from tasks.promote_mails import Staging
 from tasks.replay import bring, held
 from tasks.replay_follow import ReplayRun, versions_of
-from tasks.replay_plan import Planned, read_plan, write_plan
+from tasks.replay_plan import Planned, check_readers, read_plan, write_plan
 from tasks.restored import Restores
 from tasks.run import PROMOTION, Run
 from tasks.timeline import Place, Version, recorded, same_json
@@ -73,7 +73,7 @@ def promote(
     """Make a replay's generation live.
 
     Raises:
-        UsageError: it is not ready, or was made of what is no longer live.
+        UsageError: it is not ready, was made of what is no longer live, or without one who reads it.
         ConflictError: somebody holds a processor for too long; nothing has changed.
         Stopped: `stop` was set; nothing has changed.
     """
@@ -141,6 +141,8 @@ class _Promotion:
         self._find = _to_roll_back if back else _to_promote
         self.planned = planned = self._find(store, which)
         self.store, self.topology, self.plan = store, topology, planned.plan
+        if not back:
+            check_readers(topology, self.plan)
         self.holder, self.stop, self.back = holder, stop or threading.Event(), back
         mine, before = dict.fromkeys(self.plan.logs, planned.generation), self.plan.base
         self.new = {log: before[log] for log in self.plan.logs} if back else mine

@@ -125,6 +125,20 @@ def make_plan(store: Store, topology: Topology, request: Request, holder: str) -
     return Plan(request, processors, logs, base, changed, since, until, goals, compare)
 
 
+def check_readers(topology: Topology, plan: Plan) -> None:
+    """Make sure that whoever makes a log of what a replay would move was replayed with it: its log is made of what is live.
+
+    Raises:
+        UsageError: a processor was not, since it was named after the replay was made.
+    """
+    for name in topology.downstream(plan.processors):
+        if name not in plan.processors and topology.writes(name) is not None:
+            raise UsageError(
+                f"{name} reads {topology.reads(name)}, and was not replayed with it", found=", ".join(plan.processors),
+                do="Replay again",
+            )  # fmt: skip
+
+
 def changed_settings(topology: Topology, wanted: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """By processor, what of its settings is other, for settings as a person writes them (`timeout`: `45m`).
 

@@ -658,6 +658,50 @@ def test_a_processor_without_a_log_stands_at_the_new_end(
     assert {p.processor: p for p in positions(store)}["counting"].lines == 4
 
 
+WINBACK = """
+from tasks.processors import contract
+class Processor(contract.Processor):
+    name, reads, writes, mails = "winback", "baskets", "winbacks", True
+    def event(self, event, state, out):
+        if event.verb == "ABANDONED_BASKET":
+            out.emit(self, event, {"id": "EMAIL_SYSTEM"}, "EMAIL", {"type": "CUSTOMER", "id": event.id, "template":
+                     "basket-reminder"}, name="mail", at=event.clock, not_after=event.clock + 86_400_000)
+        else:
+            out.ignored += 1
+"""
+
+
+def test_who_reads_what_is_moved_and_was_named_since_keeps_nobody_from_their_mails(
+    make_store: Callable[..., Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its log is made of one generation: a promotion takes a replay that has it, and of what a rollback leaves none is sent."""
+    store = make_store()
+    save_contacts(store.database, [Entry("CUSTOMER", str(n), f"{n}@example.com", False) for n in (1, 2, 3)])
+    append_lines(store, "events", [recent(3, 160), recent(3, 121), recent(2, 120), recent(2, 81), recent(1, 60)])
+    process(store.home, timeout="35m", as_of=now() - 2000)
+    replayed(store, **LONGER)
+    use(tmp_path, monkeypatch, WINBACK)
+    store = make_store(processors=("own_mailer",))
+    topology = build_topology(store.settings)
+    with pytest.raises(UsageError, match="winback reads baskets, and was not replayed with it"):
+        promote(store, topology, "longer", "test")
+    promote(store, build_topology(make_store().settings), "longer", "test")
+    process(store.home, processors=("own_mailer",))
+    put_on(store.database, PAUSED, "a test")
+    deliver(store)
+    rollback(store, topology, "longer", "test")
+    release(store.database)
+    deliver(store)
+    assert Counter(reason.partition(" baskets:")[0] for *_, reason in outbox(store)) == {
+        "": 3,  # the reminders
+        WITHDRAWN: 2,  # those of the other generation
+        "its cause is not at": 3,
+    }
+    drop_replay(store, "longer", "test")
+    replayed(store, **LONGER)
+    assert promote(store, topology, "longer", "test").live.keys() == {"baskets", "reminders", "winbacks"}
+
+
 def test_a_log_that_nobody_has_written_yet_is_promoted_with_the_others(store: Store) -> None:
     """`deliver` was never run, so `remind` has not begun, neither live nor in the replay."""
     save_contacts(store.database, [Entry("CUSTOMER", "1", "1@example.com", False)])
