@@ -18,7 +18,7 @@ from storage.mails import MAY_HAVE_BEEN_SENT, WITHDRAWN
 _TABLES = (
     (
         'CREATE TEMPORARY TABLE staged_mail (event_id TEXT PRIMARY KEY, log TEXT, generation INTEGER, partition INTEGER, "offset" BIGINT, '
-        "recipient_type TEXT, recipient_id TEXT, not_after BIGINT, gap BIGINT, in_doubt INTEGER)"
+        "recipient_type TEXT, recipient_id TEXT, not_after BIGINT, reason TEXT, gap BIGINT, in_doubt INTEGER)"
     ),
     "CREATE TEMPORARY TABLE staged_before (abandonment TEXT PRIMARY KEY)",
     "CREATE TEMPORARY TABLE staged_outcome (abandonment TEXT, verb TEXT, event_id TEXT, PRIMARY KEY (abandonment, verb))",
@@ -28,8 +28,8 @@ _TABLES = (
     ),
 )
 _MAIL = (
-    'INSERT INTO staged_mail (event_id, log, generation, partition, "offset", recipient_type, recipient_id, not_after, gap, in_doubt) '
-    "VALUES (:event_id, :log, :generation, :partition, :offset, :recipient_type, :recipient_id, :not_after, :gap, :in_doubt) "
+    'INSERT INTO staged_mail (event_id, log, generation, partition, "offset", recipient_type, recipient_id, not_after, reason, gap, in_doubt) '
+    "VALUES (:event_id, :log, :generation, :partition, :offset, :recipient_type, :recipient_id, :not_after, :reason, :gap, :in_doubt) "
     "ON CONFLICT (event_id) DO NOTHING"
 )
 _BEFORE = "INSERT INTO staged_before (abandonment) VALUES (:abandonment) ON CONFLICT (abandonment) DO NOTHING"
@@ -58,13 +58,15 @@ _FORGET_WITHDRAWN = (
     f"DELETE FROM delivery WHERE {_WITHDRAWN} "  # noqa: S608  # texts of our own
     f"AND event_id IN (SELECT s.event_id FROM staged_mail s WHERE s.not_after >= :wall AND NOT {_TOO_SOON})"
 )
-_QUEUE = (
+_INTO_QUEUE = (
     'INSERT INTO delivery (event_id, state, log, generation, partition, "offset", recipient_type, recipient_id, not_after, '  # noqa: S608  # texts of our own
     "next_at, attempts, reason, changed_at, cleared) SELECT s.event_id, CASE WHEN s.in_doubt = 1 THEN 'CLAIMED' ELSE 'WAITING' END, "
     's.log, s.generation, s.partition, s."offset", s.recipient_type, s.recipient_id, s.not_after, 0, 0, '
-    f"CASE WHEN s.in_doubt = 1 THEN '{MAY_HAVE_BEEN_SENT}' ELSE '' END, :wall, FALSE FROM staged_mail s "
-    f"WHERE s.not_after >= :wall AND NOT {_TOO_SOON} AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.event_id = s.event_id)"
+    f"CASE WHEN s.in_doubt = 1 THEN '{MAY_HAVE_BEEN_SENT}' ELSE s.reason END, :wall, FALSE FROM staged_mail s "
+    "WHERE NOT EXISTS (SELECT 1 FROM delivery d WHERE d.event_id = s.event_id) AND "
 )
+_QUEUE = f"{_INTO_QUEUE}s.not_after >= :wall AND NOT {_TOO_SOON}"
+_QUEUE_UNUSABLE = f"{_INTO_QUEUE}s.recipient_type = ''"
 _LEFT_OUT = (
     f"SELECT COUNT(*) FROM staged_mail s WHERE s.not_after >= :wall AND {_TOO_SOON} "  # noqa: S608  # texts of our own
     f"AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.event_id = s.event_id AND NOT ({_WITHDRAWN}))"
@@ -107,13 +109,15 @@ class Staged:
 
         A mail that has a row is kept where it waits or is in doubt, at its new place, since a person may have it sent once more;
         else it is left as it is: what was delivered is never delivered again. One that was withdrawn was not delivered: it is queued as if it had no row. One that may have been
-        sent before a backup was put back is queued CLAIMED: `give_up` makes that UNKNOWN.
+        sent before a backup was put back is queued CLAIMED: `give_up` makes that UNKNOWN. One that can never be sent waits too, with
+        its reason, and is none of those that are counted.
         """
         time = {"wall": wall}
         for sql in (_MAILED, _KEEP, _FORGET_WITHDRAWN):
             self.connection.execute(sa.text(sql), time)
         queued = self.connection.execute(sa.text(_QUEUE), time).rowcount
         too_soon = int(self.connection.scalar(sa.text(_LEFT_OUT), time) or 0)
+        self.connection.execute(sa.text(_QUEUE_UNUSABLE), time)
         self.connection.execute(sa.text(_FORGET_SETTLED))
         self.connection.execute(sa.text(_SETTLE))
         return Queued(queued, too_soon)

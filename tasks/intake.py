@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ import msgspec
 import sqlalchemy as sa
 
 from storage.commit import Position, load_position
+from storage.database import Database
 from storage.event import Event
 from storage.mails import CLAIMED, FAILED, MAY_HAVE_BEEN_SENT, WAITING, Mail, Result
 from storage.outbox import Outbox
@@ -25,6 +27,7 @@ OUTCOMES = frozenset({"ABANDONMENT_RETRACTED", "RECOVERED_BASKET"})
 BASKETS = "baskets"
 _GREATEST = 2**63 - 1  # more is no column's
 _DELIVERY: sa.Table = Delivery.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
+_NO_MAIL = "no mail, see "
 _FOR_NOBODY = sa.select(_DELIVERY).where(_DELIVERY.c.state == WAITING, _DELIVERY.c.recipient_type == "")
 
 
@@ -69,12 +72,12 @@ def mail_row(event: Event, log: str, partition: int, generation: int) -> dict[st
     """
     place = f"{log}:{partition}:{event.offset}"
     kind, ident, not_after = "", "", 0
-    reason = "" if event.event_id else f"no mail, see {place}: it has no `event.id`"
+    reason = "" if event.event_id else f"{_NO_MAIL}{place}: it has no `event.id`"
     try:
         mail = _decode_mail(event.raw)
         kind, ident, not_after = mail.object.type, str(mail.object.id), mail.context.not_after
     except msgspec.DecodeError as error:
-        reason = f"no mail, see {place}: {error}"
+        reason = f"{_NO_MAIL}{place}: {error}"
     if reason:
         kind, not_after = "", 0
     return {
@@ -91,6 +94,20 @@ def recipient_of(raw: bytes) -> tuple[str, int | None]:
     except msgspec.DecodeError:
         return "", None
     return f"{mail.object.type} {mail.object.id}", mail.context.not_after
+
+
+def refuse(database: Database, outbox: Outbox) -> list[str]:
+    """Settle as FAILED every mail that waits and can never be sent; gives what a person should be told of that."""
+    with database.read() as connection:
+        waiting = [Mail(**row) for row in connection.execute(_FOR_NOBODY).mappings()]
+    mails = [mail for mail in waiting if mail.reason.startswith(_NO_MAIL)]
+    outbox.settle([Result(mail, FAILED, mail.reason) for mail in mails])
+    return _never_sent(Counter(mail.log for mail in mails))
+
+
+def _never_sent(counts: Counter[str]) -> list[str]:
+    why = "can never be sent; `afterlog deliveries list --state FAILED` says why"
+    return [f"{count} EMAIL events of log {log} {why}" for log, count in counts.items() if count]
 
 
 def settled_row(event: Event) -> dict[str, Any]:
@@ -180,10 +197,7 @@ class Intake:
             mails = [Mail(**row) for row in connection.execute(_FOR_NOBODY).mappings() if row["event_id"] in unusable]
         self._outbox.settle([Result(mail, FAILED, unusable[mail.event_id]) for mail in mails])
         self.failed += len(mails)
-        if mails:
-            self._run.notes.append(
-                f"{len(mails)} EMAIL events of log {log} can never be sent; `afterlog deliveries list --state FAILED` says why"
-            )
+        self._run.notes += _never_sent(Counter({log: len(mails)}))
 
     def _mail(self, event: Event, position: Position) -> dict[str, Any]:
         """The row of a mail: WAITING, or CLAIMED where it may have been sent before a backup was put back and is not too old."""

@@ -30,7 +30,6 @@ from storage.generations import (
     set_state,
 )  # fmt: skip
 from storage.locks import RunLock
-from storage.mails import MAY_HAVE_BEEN_SENT
 from storage.outbox import Outbox
 from storage.staged import Staged, staging
 from storage.store import CLOCK, DELIVERIES, Store
@@ -233,8 +232,8 @@ class _Promotion:
             ],
         )
         queued = move(staged, what, generation, READY if self.back else LIVE)
-        self._outbox().give_up(MAY_HAVE_BEEN_SENT)  # where a crash comes before it, the next `deliver` does it
-        return Moved(generation, dict(self.new), queued.count, queued.too_soon)
+        notes = mails.settle(self._outbox())
+        return Moved(generation, dict(self.new), queued.count, queued.too_soon, notes=notes)
 
     def _bring_readers(self) -> None:
         """Have those who stay at the end of what was live: what they have taken by then, they never take again."""

@@ -12,11 +12,13 @@ from typing import Any
 from storage.batches import BatchCache
 from storage.clock import Clock
 from storage.event import MAX_DERIVED_DEPTH, Event
+from storage.mails import MAY_HAVE_BEEN_SENT
+from storage.outbox import Outbox
 from storage.reader import PartitionReader
 from storage.staged import Staged
 from storage.times import DAY, now
 from tasks.diff import parse_line
-from tasks.intake import BASKETS, OUTCOMES, mail_row, settled_row
+from tasks.intake import BASKETS, OUTCOMES, mail_row, refuse, settled_row
 from tasks.replay_plan import Plan
 from tasks.restored import Restores
 from tasks.run import Run
@@ -43,12 +45,20 @@ class Staging:
                 gap = int(getattr(self._topology.make(name).settings, "gap", 0))
                 for part, events in self._events(log, self._new[log]):
                     wall, mails = now(), (self._mail(e, log, part, gap) for e in events if e.verb == "EMAIL")
-                    self._staged.mails([mail for mail in mails if mail["not_after"] >= wall])
+                    self._staged.mails([m for m in mails if m["not_after"] >= wall or not m["recipient_type"]])
         if BASKETS in self._plan.logs:
             for _, events in self._events(BASKETS, self._old[BASKETS]):
                 self._staged.before([settled_row(event) for event in events if event.verb in OUTCOMES])
             for _, events in self._events(BASKETS, self._new[BASKETS]):
                 self._staged.outcomes([settled_row(event) for event in events if event.verb in OUTCOMES])
+
+    def settle(self, outbox: Outbox) -> list[str]:
+        """After the move: settle what is in doubt and what can never be sent. Gives what a person should be told of that.
+
+        Where a crash comes before it, the next `deliver` does the same.
+        """
+        outbox.give_up(MAY_HAVE_BEEN_SENT)
+        return refuse(self._store.database, outbox)
 
     def _worth_a_look(self) -> dict[str, int]:
         """From which log time on each log of the plan may have a mail that is still worth sending, or what became of its cause."""

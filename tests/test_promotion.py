@@ -538,6 +538,37 @@ def test_a_mail_that_is_worth_sending_for_weeks_is_found_however_far_back_it_lie
 
 
 @EITHER
+def test_a_mail_that_a_promotion_brings_and_that_can_never_be_sent_has_failed_with_its_reason(
+    make_store: Callable[..., Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that delivery takes in by itself."""
+    code = MAILER.format(twice=0, other=0)
+    use(tmp_path, monkeypatch, code)
+    store = make_store(processors=("own_mailer",))
+    save_contacts(store.database, [Entry("CUSTOMER", str(n), f"{n}@example.com", False) for n in (1, 2)])
+    append_lines(store, "events", [recent(1, 20), recent(2, 10)])
+    process(store.home, processors=("own_mailer",), as_of=now() - 2000)
+    deliver(store)
+    use(
+        tmp_path,
+        monkeypatch,
+        code.replace('"mail"', '"mail" if event.id > 1 else "other"').replace('"CUSTOMER"', "None"),
+    )
+    topology = build_topology(store.settings)
+    replayed(store, processors=("mailer",), name="letters")
+    moved = promote(store, topology, "letters", "test")
+    why = "EMAIL events of log letters can never be sent; `afterlog deliveries list --state FAILED` says why"
+    assert (moved.queued, moved.too_soon, moved.notes) == (0, 0, [f"1 {why}"])
+    deliver(store)
+    *_, (who, state, reason) = sorted(outbox(store), key=lambda row: row[1] == "FAILED")
+    assert (who, state) == ("", "FAILED")
+    assert reason.startswith("no mail, see letters:0:0: Expected `str`, got `null` - at `$.object.type`")
+    assert Counter(state for _, state, _ in outbox(store)) == {"SENT": 2, "FAILED": 1}
+    rollback(store, topology, "letters", "test")
+    assert promote(store, topology, "letters", "test").notes == []
+
+
+@EITHER
 def test_a_mail_in_doubt_that_a_person_has_sent_once_more_is_sent_from_where_it_lies_by_then(store: Store) -> None:
     save_contacts(store.database, [Entry("CUSTOMER", "1", "1@example.com", False)])
     append_lines(store, "events", [recent(1, 120)])
