@@ -21,6 +21,7 @@ from tasks.evidence import Event, Evidence, Place, WrittenBy, as_json, check_tex
 from tasks.processors import abandonment
 from tasks.rules import rule_of
 from tasks.time_machine import counts, settings_at
+from tasks.why_sent import Sending, mail_of, sending_of
 
 _PLACE = re.compile(r"([a-z0-9][a-z0-9_.-]*):([0-9]{1,1000}):([0-9]{1,1000})")  # Python reads no longer numbers
 _MESSAGE_ID = re.compile(r"<?([0-9a-f]{64})(?:@[^>\s]*)?>?")
@@ -50,31 +51,6 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What the log `deliveries` says became of a mail."""
-
-    state: str
-    at: int
-    reason: str
-    place: str
-    run: WrittenBy | None
-
-
-@dataclass(frozen=True)
-class Sending:
-    """How a mail stands: its row in the outbox (empty where it is not queued yet), and every outcome so far."""
-
-    message_id: str
-    state: str
-    attempts: int
-    reason: str
-    next_at: int
-    not_after: int
-    recipient: str
-    outcomes: list[Outcome]
-
-
-@dataclass(frozen=True)
 class Why:
     """The answer: `chain` begins with what was asked for and ends with the raw line."""
 
@@ -92,6 +68,7 @@ def why(evidence: Evidence, ident: str) -> Why:
     """
     place, line = find(evidence, ident.strip())
     generation, chain = place.generation, [step(evidence, place, line)]
+    sending = sending_of(evidence, place, parse_event(line)) if chain[0].verb == "EMAIL" else None
     while (source := _source(evidence, place, line)) is not None:
         place, carried = source, line
         try:
@@ -101,9 +78,7 @@ def why(evidence: Evidence, ident: str) -> Why:
             chain[-1].notes.append(f"its cause cannot be read ({error}){left}")
             break
         chain.append(step(evidence, place, line, _check_carried(carried, line)))
-    first = chain[0]
-    sending = sending_of(evidence, first.id) if first.verb == "EMAIL" else None
-    return Why(ident, chain, sending, _came_of(evidence, first, generation))
+    return Why(ident, chain, sending, _came_of(evidence, chain[0], generation))
 
 
 def find(evidence: Evidence, ident: str) -> tuple[Place, bytes]:
@@ -116,7 +91,7 @@ def find(evidence: Evidence, ident: str) -> tuple[Place, bytes]:
         place = Place(match[1], int(match[2]), int(match[3]))
         return place, evidence.line(place)
     if match := _MESSAGE_ID.fullmatch(ident):
-        ident = _event_of(evidence, match[1])
+        ident = mail_of(evidence, match[1])
     log = evidence.log_of(ident.partition("/")[0])
     cause = _PLACE.search(ident)
     partition = int(cause[2]) if cause else None  # a derived event has the partition of its cause
@@ -157,23 +132,6 @@ def step(evidence: Evidence, place: Place, line: bytes, notes: list[str] | None 
         found["event"]["inserted_at"], text, rule_of(found, settings), shown_by, settings,
         version.code if version else "", f"clock:0:{version.offset}" if version else "", run,
         [*notes, *_notes(evidence, found, place)],
-    )  # fmt: skip
-
-
-def sending_of(evidence: Evidence, mail: str) -> Sending:
-    """How the mail of an EMAIL event stands."""
-    outcomes = []
-    for place, line in evidence.lines_with(DELIVERIES, as_json(mail)):
-        event = parse_event(line)
-        if event["object"]["id"] == mail:
-            reason, at = event["object"].get("reason", ""), event["context"]["at"]
-            outcomes.append(Outcome(event["verb"], at, reason, str(place), evidence.written_by(place)))
-    rows = evidence.look.rows("SELECT * FROM delivery WHERE event_id = :mail", mail=mail)
-    row = rows[0] if rows else {}
-    recipient = f"{row['recipient_type']} {row['recipient_id']}" if row else ""
-    return Sending(
-        _message_id(evidence, mail), row.get("state", ""), row.get("attempts", 0), row.get("reason", ""),
-        row.get("next_at", 0), row.get("not_after", 0), recipient, outcomes,
     )  # fmt: skip
 
 
@@ -264,26 +222,3 @@ def _came_of(evidence: Evidence, first: Step, generation: int) -> list[Step]:
 def _caused_by(line: bytes, place: str) -> bool:
     source = parse_event(line)["context"].get("source") or {}
     return f"{source.get('log')}:{source.get('partition')}:{source.get('offset')}" == place
-
-
-def _salts(evidence: Evidence) -> list[str]:
-    """What the Message-ID of a mail may have been made of beside its event's id: see `tasks.restored`."""
-    return ["", *(f"\n{row['at']}" for row in evidence.look.rows("SELECT at FROM restored"))]
-
-
-def _digest(mail: str, salt: str) -> str:
-    return sha256((mail + salt).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _message_id(evidence: Evidence, mail: str) -> str:
-    """The Message-ID of a mail; empty where a backup was put back, since which it may be one of several."""
-    domain = evidence.store.settings.mail_from.rpartition("@")[2].rstrip("> ")
-    return f"<{_digest(mail, '')}@{domain}>" if len(_salts(evidence)) == 1 else ""
-
-
-def _event_of(evidence: Evidence, digest: str) -> str:
-    salts = _salts(evidence)
-    for row in evidence.look.rows("SELECT event_id FROM delivery"):
-        if any(_digest(row["event_id"], salt) == digest for salt in salts):
-            return str(row["event_id"])
-    raise UsageError("no mail has this Message-ID", found=digest, do="See: afterlog deliveries list")

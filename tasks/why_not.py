@@ -12,9 +12,10 @@ from tasks.evidence import Event, Evidence, Place, as_json, parse_event
 from tasks.processors import basket
 from tasks.time_machine import Basket, Interaction, fold, read_interactions
 from tasks.topology import DELIVER
-from tasks.why import sending_of
+from tasks.why_sent import sending_of
 
 _REMIND = "remind"
+_NOT_YET = "not queued yet: `deliver` has not taken it in"
 
 
 @dataclass(frozen=True)
@@ -132,18 +133,19 @@ class _Checks:
         if not mails:
             return [Check("reminder", current, self._no_reminder(place, event)), self._address()]
         at, mail = mails[-1]
-        sending = sending_of(evidence, mail["event"]["id"])
+        sending = sending_of(evidence, at, mail)
         outcome = sending.outcomes[-1] if sending.outcomes else None
-        detail = sending.state or "not queued yet: `deliver` has not taken it in"
+        may_come = sending.state == WAITING or not (sending.state or sending.reason)
+        detail = sending.state or ("not queued" if sending.reason else _NOT_YET)
         if outcome is not None and sending.state != WAITING:
             detail += f" at {show(outcome.at)}"
-        if sending.state in ("SUPPRESSED", "FAILED", "UNKNOWN", WAITING) and sending.reason:
+        if sending.state in ("", "SUPPRESSED", "FAILED", "UNKNOWN", WAITING) and sending.reason:
             detail += f" because {sending.reason}"
         if sending.state == WAITING:
             detail += self._waits(sending.next_at, sending.not_after)
         return [
             Check("reminder", False, mail["event"]["id"], str(at)),
-            *([self._address()] if sending.state in ("", WAITING) else []),  # else it does not matter any more
+            *([self._address()] if may_come else []),  # else it does not matter any more
             Check("delivery", current and sending.state != SENT, detail, outcome.place if outcome else ""),
         ]
 

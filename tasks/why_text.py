@@ -6,7 +6,8 @@ import orjson
 
 from storage.times import show
 from tasks.evidence import WrittenBy
-from tasks.why import Sending, Step, Why
+from tasks.why import Step, Why
+from tasks.why_sent import Sending
 
 Row = tuple[str, str, str]
 UNKNOWN_RUN = "not known: it was written before runs were noted, or its row is gone"
@@ -45,7 +46,7 @@ def _step(step: Step) -> list[Row]:
 
 def _sending(place: str, sending: Sending) -> list[Row]:
     tries = "1 try" if sending.attempts == 1 else f"{sending.attempts} tries"
-    state = f"{sending.state}, {tries}" if sending.state else "not queued yet"
+    state = f"{sending.state}, {tries}" if sending.state else "not queued" if sending.reason else "not queued yet"
     rows = [(place, "mail", f"{state}, to {sending.recipient}" if sending.recipient else state)]
     if sending.reason:
         rows.append((place, "reason", sending.reason))

@@ -29,6 +29,7 @@ from tasks.why import Why
 from tasks.why import why as answer_why
 from tasks.why_not import WhyNot
 from tasks.why_not import why_not as answer_why_not
+from tasks.why_text import rows_of
 from tests.conftest import ROOT, afterlog, log_bytes
 from tests.helpers import process
 from tests.test_deliver import ANN, MINUTE, deliver, did, left_behind, run_of, submitted
@@ -257,6 +258,40 @@ def test_a_mail_whose_generation_was_discarded_says_so(store: Store) -> None:
     assert step.notes == [
         "its cause cannot be read (reminders:0:0: generation 2 of reminders is gone: it was discarded)"
     ]
+
+
+def test_a_mail_that_a_promotion_has_passed_over_says_why(store: Store) -> None:
+    """What is too old or too soon by then has no row, and never will have one."""
+    save_contacts(store.database, [Entry("CUSTOMER", str(n), f"{n}@example.com", False) for n in (1, 2)])
+    append(store, recent(2, 1600), recent(2, 1560), recent(2, 1500), recent(1, 100), recent(1, 60))
+    process(store.home, timeout="35m", as_of=now() - 2000)
+    deliver(store)
+    topology = build_topology(store.settings)
+    replayed(store, **LONGER)
+    before, after = (
+        set(re.findall(rb"remind/[^\"]+", log_bytes(store.home, log))) for log in ("reminders", "reminders@2")
+    )
+    old, soon = sorted(
+        (ident.decode() for ident in after - before), key=lambda ident: int(ident.split(":")[2].split("/")[0])
+    )
+
+    def told(ident: str) -> str:
+        found = why(store, ident)
+        assert found.sending is not None
+        assert (found.sending.state, found.sending.outcomes) == ("", [])
+        [state] = [value for _, what, value in rows_of(found) if what == "mail"]
+        assert state == ("not queued" if found.sending.reason else "not queued yet")
+        return found.sending.reason
+
+    assert told(old).startswith("generation 2 is not live; what it alone has is queued when it is promoted, if")
+    promote(store, topology, "longer", "test")
+    assert told(old) == "too old: past its not_after when generation 2 became live"
+    assert told(soon).startswith(
+        "too soon: its recipient had been mailed within the gap between two reminders when gen"
+    )
+    assert why_not(store, "1").answer == f"not queued because {told(soon)}"
+    rollback(store, topology, "longer", "test")
+    assert told(old).startswith("generation 2 is not live")
 
 
 def test_settings_and_run_are_those_of_then_whatever_came_later(make_store: Callable[..., Store]) -> None:
