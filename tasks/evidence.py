@@ -22,6 +22,9 @@ from storage.store import DELIVERIES, Store
 from tasks.topology import DELIVER, Topology
 
 Event = dict[str, Any]
+_EXPECTED: tuple[tuple[str, str, type, Any], ...] = (
+    ("context", "at", int, -1), ("context", "source", dict, {}), ("event", "id", str, ""), ("event", "inserted_at", int, -1),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -184,8 +187,19 @@ def as_json(text: str) -> bytes:
 
 
 def parse_event(line: bytes) -> Event:
-    """A derived event."""
-    event: Event = parse_json(line)
+    """A derived event. What a processor of one's own left out of it, or gave as another thing, is empty, a time -1."""
+    found = parse_json(line)
+    event: Event = found if isinstance(found, dict) else {}
+    for part in ("subject", "object", "context", "event"):
+        event[part] = event[part] if isinstance(event.get(part), dict) else {}
+    for part, key, kind, empty in _EXPECTED:
+        if not isinstance(event[part].get(key), kind):
+            event[part][key] = empty
+    source, verb = event["context"]["source"], event.get("verb")
+    if not all(isinstance(source.get(key), kind) for key, kind in (("log", str), ("partition", int), ("offset", int))):
+        event["context"]["source"] = {}
+    if not isinstance(verb.get("type") if isinstance(verb, dict) else verb, str):
+        event["verb"] = ""
     return event
 
 

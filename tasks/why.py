@@ -129,7 +129,7 @@ def step(evidence: Evidence, place: Place, line: bytes, notes: list[str] | None 
     verb = found["verb"]
     return Step(
         str(place), found["event"]["id"], verb if isinstance(verb, str) else verb["type"], found["context"]["at"],
-        found["event"]["inserted_at"], text, rule_of(found, settings), shown_by, settings,
+        found["event"]["inserted_at"], text, rule_of(found, settings) if found["event"]["id"] else "", shown_by, settings,
         version.code if version else "", f"clock:0:{version.offset}" if version else "", run,
         [*notes, *_notes(evidence, found, place)],
     )  # fmt: skip

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from storage.errors import UsageError
+from storage.event import MAX_DERIVED_DEPTH, Rejected
+from storage.judge import judge
 from storage.store import DELIVERIES
 from tasks.evidence import Event, Evidence, Place, WrittenBy, as_json, parse_event
 from tasks.topology import DELIVER
@@ -39,7 +41,7 @@ class Sending:
 
 def sending_of(evidence: Evidence, place: Place, event: Event) -> Sending:
     """How the mail of the EMAIL event at a place stands."""
-    mail, outcomes = event["event"]["id"], []
+    mail, outcomes = event["event"]["id"] or str(place), []  # as delivery calls one without an id
     for spot, line in evidence.lines_with(DELIVERIES, as_json(mail)):
         told = parse_event(line)
         if told["object"]["id"] == mail:
@@ -55,7 +57,7 @@ def sending_of(evidence: Evidence, place: Place, event: Event) -> Sending:
 
 
 def _passed_over(evidence: Evidence, place: Place, event: Event) -> str:
-    """Why an EMAIL event is not in the outbox and will not come into it: what a promotion adds is queued then, or never.
+    """Why an EMAIL event is not in the outbox and will not come into it: what a promotion adds is queued then, or never, and so is what is no event.
 
     Empty where `deliver` has not got there yet.
     """
@@ -71,6 +73,10 @@ def _passed_over(evidence: Evidence, place: Place, event: Event) -> str:
     )[0]["at"]  # fmt: skip
     if (at or 0) <= place.offset:
         return ""
+    try:
+        judge(evidence.line(place), place.offset, 0, MAX_DERIVED_DEPTH)
+    except Rejected as error:
+        return f"delivery took it for no event: {error}"
     moved = evidence.look.rows("SELECT changed_at FROM replay WHERE generation = :live AND state = 'LIVE'", live=live)
     when = f"when generation {live} became live"
     if moved and event["context"].get("not_after", 0) < moved[0]["changed_at"]:

@@ -666,6 +666,15 @@ GOOD: dict[str, Any] = {
 }  # fmt: skip
 
 
+def with_mailer(make_store: MakeStore, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store with a processor of one's own that gives as an event what stands in the object of each."""
+    (folder / "mailer.py").write_text(MAILER)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setitem(sys.modules, "mailer", None)
+    del sys.modules["mailer"]
+    return make_store(processors=("mailer",))
+
+
 class TestUnusable:
     """EMAIL events of a processor of one's own that no mail can be made of."""
 
@@ -691,7 +700,7 @@ class TestUnusable:
         change: Any,
         reason: str,
     ) -> None:
-        store = self._with_mailer(make_store, tmp_path, monkeypatch)
+        store = with_mailer(make_store, tmp_path, monkeypatch)
         save_contacts(store.database, [ANN])
         good = GOOD | {"context": GOOD["context"] | {"not_after": now() + MINUTE}}
         bad = good | {"event": {"id": "mailer/bad"}} | {part: change}
@@ -714,7 +723,7 @@ class TestUnusable:
     def test_only_the_log_of_baskets_says_what_became_of_an_abandonment(
         self, make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        store = self._with_mailer(make_store, tmp_path, monkeypatch)
+        store = with_mailer(make_store, tmp_path, monkeypatch)
         said = GOOD | {"verb": "RECOVERED_BASKET", "context": {"at": 1650549837170, "abandonment": "a/b"}}
         odd = GOOD | {"verb": "ABANDONMENT_RETRACTED", "context": "none", "event": {"id": "mailer/odd"}}
         context = {"at": now() - MINUTE}
@@ -726,13 +735,6 @@ class TestUnusable:
         assert log_bytes(store.home, "own-mails").count(b"abandonment") == 1
         with store.database.read() as connection:
             assert connection.execute(sa.text("SELECT * FROM settled")).all() == []
-
-    def _with_mailer(self, make_store: MakeStore, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-        (folder / "mailer.py").write_text(MAILER)
-        monkeypatch.syspath_prepend(folder)
-        monkeypatch.setitem(sys.modules, "mailer", None)
-        del sys.modules["mailer"]
-        return make_store(processors=("mailer",))
 
 
 class TestTwoRuns:

@@ -32,7 +32,7 @@ from tasks.why_not import why_not as answer_why_not
 from tasks.why_text import rows_of
 from tests.conftest import ROOT, afterlog, log_bytes
 from tests.helpers import process
-from tests.test_deliver import ANN, MINUTE, deliver, did, left_behind, run_of, submitted
+from tests.test_deliver import ANN, GOOD, MINUTE, deliver, did, left_behind, run_of, submitted, with_mailer
 from tests.test_promotion import LONGER, recent, replayed
 
 LEMON = {"id": 3, "name": "Lemon", "price": 5, "count": 2}
@@ -292,6 +292,38 @@ def test_a_mail_that_a_promotion_has_passed_over_says_why(store: Store) -> None:
     assert why_not(store, "1").answer == f"not queued because {told(soon)}"
     rollback(store, topology, "longer", "test")
     assert told(old).startswith("generation 2 is not live")
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("object", None),
+        ("object", {"id": 1.5, "type": "CLIENT"}),
+        ("context", {"at": 1650549837170, "source": "none"}),
+        ("context", {"source": GOOD["context"]["source"]}),  # without a time the judge takes it for no event
+        ("event", {}),
+        ("event", {"id": "mailer/bad", "inserted_at": 1650549837170}),
+    ],
+)
+def test_a_mail_that_can_never_be_sent_is_told_at_the_place_that_its_reason_names(
+    make_store: Callable[..., Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, change: Any
+) -> None:
+    store = with_mailer(make_store, tmp_path, monkeypatch)
+    bad = GOOD | {"event": {"id": "mailer/bad"}} | {part: change}
+    event = {"subject": {"id": 1}, "verb": "X", "object": bad, "context": {"at": now() - MINUTE}}
+    append(store, json.dumps(event).encode())
+    process_to_end(run_of(store), "mailer", None)
+    deliver(store)
+    found = why(store, "own-mails:0:0")
+    told = {what: value for _, what, value in rows_of(found)}
+    state, reason = (
+        ("FAILED, 0 tries", "no mail, see own-mails:0:0: ")
+        if "at" in bad["context"]
+        else ("not queued", "delivery took it for no event: ")
+    )
+    assert told["mail"].startswith(state)
+    assert told["reason"].startswith(reason)
+    assert json.loads(found.chain[0].line) == bad
 
 
 def test_settings_and_run_are_those_of_then_whatever_came_later(make_store: Callable[..., Store]) -> None:
