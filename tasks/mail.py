@@ -25,6 +25,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError, select_autoescape
 
 from storage.errors import AfterlogError
+from tasks.mail_domain import on_the_wire
 from tasks.mail_headers import EVENT_ID_HEADER, header_policy
 
 LISTED = 20  # items shown; the rest is a number, as mail programs cut a message of about 100 KB
@@ -100,9 +101,7 @@ def compose(event: Mapping[str, Any], to: str, sender: str, now: datetime, salt:
     """
     if now.tzinfo is None:
         raise ValueError(f"the date of a message needs a time zone, found {now.isoformat()}")
-    origin, recipient = _mailbox(sender), _mailbox(to)
-    if not origin.addr_spec.isascii():
-        raise AddressError("a sender's address must be ASCII: its domain is also the Message-ID's")
+    origin, recipient = parse_sender(sender), on_the_wire(_mailbox(to))
     event_id = _event_id(event)
     subject, text, html = _render(_template(event), _facts(event, origin.display_name or origin.addr_spec))
     message = EmailMessage(policy=header_policy())
@@ -126,6 +125,18 @@ def parse_address(text: str) -> str:
         AddressError: no address or more than one, a control character, or one that cannot be read.
     """
     return _mailbox(text).addr_spec
+
+
+def parse_sender(text: str) -> Address:
+    """The sender that `text` names, its domain in ASCII.
+
+    Raises:
+        AddressError: as `parse_address`, or it cannot be had in ASCII.
+    """
+    origin = on_the_wire(_mailbox(text))
+    if not origin.addr_spec.isascii():
+        raise AddressError("a sender's address must be ASCII: its domain is also the Message-ID's")
+    return origin
 
 
 def templates() -> list[str]:

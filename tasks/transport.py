@@ -15,7 +15,7 @@ from pathlib import Path
 
 from storage.errors import UsageError
 from storage.segment import fsync_directory
-from tasks.mail import AddressError, parse_address
+from tasks.mail import AddressError, parse_sender
 from tasks.mail_url import MailUrl, MailUrlError
 from tasks.sending import NotSent, OutcomeUnknown, Transport, letter_of
 from tasks.smtp import SmtpTransport
@@ -38,13 +38,13 @@ def open_transport(url: MailUrl, home: Path) -> Transport:
 
 
 def check_sender(sender: str) -> None:
-    """Make sure that mails can come from `sender`: one that is no address is a wrong setting, and must not cost a single mail.
+    """Make sure that mails can come from `sender`: one that is no usable address is a wrong setting, and must not cost a single mail.
 
     Raises:
-        UsageError: it is no address.
+        UsageError: it is no address, or none that can be had in ASCII.
     """
     try:
-        parse_address(sender)
+        parse_sender(sender)
     except AddressError as error:
         raise UsageError(
             f"setting AFTERLOG_MAIL_FROM: {error}", do="Give an address, `Shop <shop@example.com>` say"

@@ -10,6 +10,7 @@ from storage.event import MAX_DERIVED_DEPTH, Rejected
 from storage.judge import judge
 from storage.store import DELIVERIES
 from tasks.evidence import Event, Evidence, Place, WrittenBy, as_json, parse_event
+from tasks.mail_domain import as_ascii
 from tasks.topology import DELIVER
 
 
@@ -96,7 +97,7 @@ def _digest(mail: str, salt: str) -> str:
 
 def _message_id(evidence: Evidence, mail: str) -> str:
     """The Message-ID of a mail; empty where a backup was put back, since which it may be one of several."""
-    domain = evidence.store.settings.mail_from.rpartition("@")[2].rstrip("> ")
+    domain = as_ascii(evidence.store.settings.mail_from.rpartition("@")[2].rstrip("> "))
     return f"<{_digest(mail, '')}@{domain}>" if len(_salts(evidence)) == 1 else ""
 
 

@@ -226,7 +226,30 @@ class TestAddresses:
 
     def test_a_sender_outside_ascii_is_refused(self) -> None:
         with pytest.raises(AddressError, match="must be ASCII"):
-            compose(email_event(), "ann@example.com", "shop@bücher.example", NOW)
+            compose(email_event(), "ann@example.com", "shöp@example.com", NOW)
+
+    @pytest.mark.parametrize(
+        ("address", "sent"),
+        [
+            ("ann@münchen.de", "ann@xn--mnchen-3ya.de"),
+            ("ann@MÜNCHEN.de", "ann@xn--mnchen-3ya.de"),
+            ("ann@日本語.jp", "ann@xn--wgv71a119e.jp"),
+            ("ann@straße.de", "ann@straße.de"),  # by Python's rules it would be strasse.de, which is another one
+            ("ann@" + "ü" * 60 + ".de", "ann@" + "ü" * 60 + ".de"),
+            ("jörg@münchen.de", "jörg@münchen.de"),
+            ("Ann@Example.com", "Ann@Example.com"),
+        ],
+    )
+    def test_a_domain_outside_ascii_goes_as_every_server_takes_it(self, address: str, sent: str) -> None:
+        letter = letter_of(composed(email_event(), address))
+        assert (letter.recipient, letter.international) == (sent, not sent.isascii())
+        assert b"\r\nTo: %s\r\n" % sent.encode() in letter.data
+        assert parse_address(address) == address
+
+    def test_a_sender_s_domain_too(self) -> None:
+        message = compose(email_event(), "ann@example.com", "Bücher <shop@bücher.example>", NOW)
+        assert letter_of(message).sender == "shop@xn--bcher-kva.example"
+        assert str(message["Message-ID"]).endswith("@xn--bcher-kva.example>")
 
 
 class TestAsBytes:

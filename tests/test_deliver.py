@@ -527,12 +527,15 @@ class TestPermanentAndUnknown:
         assert "bob" not in reason
         assert server.sessions == 0
 
-    def test_a_sender_that_is_no_address_is_a_wrong_setting_and_costs_no_mail(self, make_store: MakeStore) -> None:
+    @pytest.mark.parametrize("sender", ["not an address", "shöp@example.com"])
+    def test_a_sender_that_is_no_address_is_a_wrong_setting_and_costs_no_mail(
+        self, make_store: MakeStore, sender: str
+    ) -> None:
         store = make_store()
         save_contacts(store.database, [ANN])
         submitted(store, 1)
         with pytest.raises(UsageError, match="AFTERLOG_MAIL_FROM"):
-            deliver(make_store(mail_from="not an address"))
+            deliver(make_store(mail_from=sender))
         assert deliver(make_store()).states == {"SENT": 1}
 
     @pytest.mark.parametrize("accepted", [True, False])
