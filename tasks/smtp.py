@@ -14,9 +14,8 @@ from email.message import EmailMessage
 
 from tasks.mail_url import MailUrl
 from tasks.sending import Letter, NotSent, OutcomeUnknown, Transport, letter_of
+from tasks.smtp_refusal import is_for_good
 
-_AUTHENTICATION = {530, 534, 535, 538}  # refusals of the session: another login cures them for every message
-_TOO_LARGE = 552
 _LONGEST_REPLY = 64 << 10  # bytes; real ones have some hundred
 _GOODBYE = 2.0  # seconds
 
@@ -156,10 +155,7 @@ class SmtpTransport(Transport):
     def _refusal(self, step: str, code: int, text: bytes, letter: Letter) -> NotSent:
         if code == 421:  # the server closes the line
             self._drop()
-        # Who the mail is from is the same for every mail: a sender that is refused is a wrong setting, and costs none of them.
-        of_message = step != "MAIL" or code == _TOO_LARGE
-        permanent = code // 100 == 5 and code not in _AUTHENTICATION and of_message
-        return NotSent(f"{self._where}: refused {step}: {code} {_shown(text, letter)}", permanent)
+        return NotSent(f"{self._where}: refused {step}: {code} {_shown(text, letter)}", is_for_good(step, code, text))
 
     def _drop(self) -> None:
         client, self._client = self._client, None

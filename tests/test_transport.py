@@ -147,7 +147,7 @@ class TestSmtp:
         ("answer", "permanent"),
         [
             ("451 4.3.0 later", False),
-            ("550 5.7.1 never", True),
+            ("550 5.1.1 never", True),
             ("421 4.4.2 bye", False),
             ("535 5.7.8 who", False),
         ],
@@ -176,6 +176,33 @@ class TestSmtp:
                     transport.send(REMINDER)
                 found.append(raised.value.permanent)
         assert found == [False, False, True]
+
+    @pytest.mark.parametrize(
+        ("step", "answer", "permanent"),
+        [
+            ("rcpt", "554 5.7.1 Service unavailable; Client host [192.0.2.1] blocked", False),
+            ("rcpt", "553 5.7.1 <shop@mail.example.com>: Sender address rejected: not owned by user", False),
+            ("rcpt", "550-5.7.1 we do not\r\n550 5.7.1 relay", False),
+            ("rcpt", "550 5.1.8 sender's domain not found", False),
+            ("rcpt", "553 sorry, that domain is not in my list (#5.7.1)", False),
+            ("rcpt", "503 5.5.1 MAIL first", False),
+            ("data", "554 5.7.1 not from you", False),
+            ("rcpt", "550 5.1.1 no such user", True),
+            ("rcpt", "550 5.4.1 Recipient address rejected: Access denied", True),
+            ("rcpt", "552 5.2.2 mailbox full", True),
+            ("rcpt", "550 no such user: 5.7.1", True),
+            ("rcpt", "553 mailbox name not allowed", True),
+            ("body", "550 5.7.26 not authenticated, see SPF and DKIM", False),
+            ("body", "554 5.7.1 looks like spam", True),
+            ("body", "552 5.3.4 too large", True),
+        ],
+    )
+    def test_what_is_refused_of_the_sender_or_by_policy_costs_no_mail(
+        self, step: Any, answer: str, permanent: bool
+    ) -> None:
+        with SmtpServer([Fault(step, answer)]) as server, pytest.raises(NotSent) as raised:
+            send(server, REMINDER)
+        assert raised.value.permanent is permanent
 
     def test_a_refusal_does_not_name_the_recipient(self) -> None:
         with (
