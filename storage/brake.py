@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from storage.database import Database
-from storage.mails import CLAIMED, MAY_HAVE_BEEN_SENT, SENT, SENT_BEFORE, UNKNOWN, WAITING
+from storage.mails import CLAIMED, LONGEST_WAIT, MAY_HAVE_BEEN_SENT, SENT, SENT_BEFORE, UNKNOWN, WAITING
 from storage.tables import Contact, Delivery
 from storage.times import now
 
@@ -117,7 +117,8 @@ def mailed_since(database: Database, since: int) -> int:
 def would_mail(database: Database, wall: int, allow: Sequence[str], limit: int) -> int:
     """How many mails are due that nobody has released and that, as far as the address book tells, would be sent."""
     with database.read() as connection:
-        return int(connection.scalar(_would_mail(tuple(allow)), {"wall": wall, "limit": limit}) or 0)
+        due = {"wall": wall, "beyond": wall + LONGEST_WAIT, "limit": limit}
+        return int(connection.scalar(_would_mail(tuple(allow)), due) or 0)
 
 
 @functools.cache
@@ -130,7 +131,8 @@ def _would_mail(allow: tuple[str, ...]) -> sa.Select[Any]:
     wanted = (
         sa.select(sa.literal(1))
         .select_from(_DELIVERY.join(_CONTACT, sa.and_(*mine)))
-        .where(_DELIVERY.c.state == WAITING, _DELIVERY.c.next_at <= wall, _DELIVERY.c.not_after >= wall)
+        .where(_DELIVERY.c.state == WAITING, _DELIVERY.c.not_after >= wall)
+        .where(sa.or_(_DELIVERY.c.next_at <= wall, _DELIVERY.c.next_at > sa.bindparam("beyond", type_=sa.BigInteger)))
         .where(_DELIVERY.c.cleared.is_(False), _CONTACT.c.unsubscribed.is_(False))
         .where(sa.or_(*allowed) if allowed else sa.true())
         .limit(sa.bindparam("limit", type_=sa.Integer))

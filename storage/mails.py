@@ -11,6 +11,8 @@ import orjson
 from storage.times import now
 
 WAITING, CLAIMED, SENT, SUPPRESSED, FAILED, UNKNOWN = "WAITING", "CLAIMED", "SENT", "SUPPRESSED", "FAILED", "UNKNOWN"
+LONGEST_WAIT = 600_000
+"""For how long at most a mail that was put back waits for its next try: a time beyond that was set by a clock that was ahead."""
 MAY_HAVE_BEEN_SENT = "it may have been sent before a backup was put back"
 NOT_ALLOWED = "not on the list of allowed recipients"
 AGAIN = "not sent, says a person: once more"

@@ -21,6 +21,7 @@ from storage.errors import ConflictError
 from storage.mails import (
     AGAIN,
     CLAIMED,
+    LONGEST_WAIT,
     MAY_HAVE_BEEN_SENT,
     UNKNOWN,
     WAITING,
@@ -73,7 +74,8 @@ _FORGET_DECISION = sa.text("DELETE FROM decision WHERE event_id = :event_id")
 # Made once: SQLAlchemy takes longer to make a statement than SQLite to run it.
 _DUE = (
     sa.select(_DELIVERY)
-    .where(_DELIVERY.c.state == WAITING, _DELIVERY.c.next_at <= sa.bindparam("wall"))
+    .where(_DELIVERY.c.state == WAITING)
+    .where(sa.or_(_DELIVERY.c.next_at <= sa.bindparam("wall"), _DELIVERY.c.next_at > sa.bindparam("beyond")))
     .where(
         sa.or_(_DELIVERY.c.recipient_type != "", _DELIVERY.c.reason != AGAIN)
     )  # whom it is for is still to be derived
@@ -128,9 +130,10 @@ class Outbox:
         commit(self._database, source, None, position, Pending(statements=pending))
 
     def waiting(self, wall: int, limit: int) -> list[Mail]:
-        """The mails to be tried now, oldest first."""
+        """The mails to be tried now, oldest first; those too that wait for a time that a clock which was ahead has set."""
+        due = {"wall": wall, "beyond": wall + LONGEST_WAIT, "limit": limit}
         with self._database.read() as connection:
-            return [Mail(**row) for row in connection.execute(_DUE, {"wall": wall, "limit": limit}).mappings()]
+            return [Mail(**row) for row in connection.execute(_DUE, due).mappings()]
 
     def claim(self, mail: Mail) -> bool:
         """Note durably that `mail` is about to be sent: from here on a crash leaves it UNKNOWN, never sent again.

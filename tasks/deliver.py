@@ -18,7 +18,7 @@ from typing import Any
 from storage.brake import read_brake
 from storage.decisions import carry_out
 from storage.errors import Stopped
-from storage.mails import FAILED, SENT, SUPPRESSED, UNKNOWN, WITHDRAWN, Mail, Result
+from storage.mails import FAILED, LONGEST_WAIT, SENT, SUPPRESSED, UNKNOWN, WITHDRAWN, Mail, Result
 from storage.outbox import Outbox
 from storage.store import DELIVERIES
 from storage.times import now
@@ -35,7 +35,7 @@ from tasks.topology import DELIVER
 from tasks.transport import check_sender, open_transport
 
 Told = Callable[[str], None]
-_FIRST_DELAY, _LONGEST_DELAY = 5_000, 600_000
+_FIRST_DELAY = 5_000
 _AT_ONCE = 200
 _DECIDE_EVERY = 0.25
 _GRACE = 0.5  # seconds that a send may still take once the run is to stop
@@ -185,7 +185,7 @@ class Deliverer:
         return [Result(mail, SENT)]
 
     def _try_again(self, mail: Mail, reason: str) -> None:
-        delay = min(_FIRST_DELAY * 2**mail.attempts, _LONGEST_DELAY)
+        delay = min(_FIRST_DELAY * 2**mail.attempts, LONGEST_WAIT)
         self.outbox.put_back(mail, now() + delay, reason)
         self.summary.retries += 1
         self.summary.reasons[f"will be tried again: {reason}"] += 1

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from storage.mails import NOT_ALLOWED, SENT, WAITING, is_allowed
+from storage.mails import LONGEST_WAIT, NOT_ALLOWED, SENT, WAITING, is_allowed
 from storage.times import now, show, show_duration
 from tasks.evidence import Event, Evidence, Place, as_json, parse_event
 from tasks.processors import basket
@@ -182,9 +182,8 @@ class _Checks:
             return f", held: delivery is {brake[0]['state']}, {brake[0]['reason']}"
         if self._wall > not_after:
             return f", and too old by now: it was worth sending until {show(not_after)}"
-        return (
-            f", next try at {show(next_at)}" if next_at > self._wall else ", due: `deliver` sends it at its next turn"
-        )
+        waits = self._wall < next_at <= self._wall + LONGEST_WAIT
+        return f", next try at {show(next_at)}" if waits else ", due: `deliver` sends it at its next turn"
 
     def _abandonment(self) -> tuple[tuple[Place, Event] | None, list[tuple[Place, Event]]]:
         """The customer's newest abandonment, and what was told of it since."""

@@ -25,11 +25,12 @@ import sqlalchemy as sa
 
 import tasks.mail
 from storage import steps
+from storage.brake import would_mail
 from storage.contacts import Entry, forget_contact, list_contacts, read_contacts, save_contacts
 from storage.door import append_events, append_lines
 from storage.errors import UsageError
 from storage.locks import RunLock
-from storage.mails import Mail
+from storage.mails import LONGEST_WAIT, Mail
 from storage.outbox import Outbox
 from storage.restore import mark_restored
 from storage.settings_sources import Secret
@@ -482,6 +483,20 @@ class TestTemporary:
         assert reason == f"too old: past its not_after; last try: 127.0.0.1:{server.port}: refused MAIL: 451 later"
 
     @pytest.mark.only("sqlite", "postgresql")
+    def test_a_time_that_a_clock_which_was_ahead_has_set_is_not_waited_for(self, make_store: MakeStore) -> None:
+        with SmtpServer([Fault("rcpt", "451 4.3.0 later")]) as server:
+            store = make_store(mail_url=server.url)
+            save_contacts(store.database, [ANN])
+            submitted(store, 1)
+            deliver(store)
+            waits = row(store)["next_at"] - now()
+            assert 0 < waits <= LONGEST_WAIT
+            for ahead, due in ((LONGEST_WAIT - 60_000, 0), (LONGEST_WAIT + 60_000, 1)):
+                with store.database.write() as connection:
+                    connection.exec_driver_sql(f"UPDATE delivery SET next_at = {now() + ahead}")  # noqa: S608  # a number
+                assert would_mail(store.database, now(), [], 10) == due
+                assert deliver(store).states == +Counter(SENT=due)
+
     def test_a_mail_that_waits_holds_back_no_other(self, make_store: MakeStore) -> None:
         with SmtpServer([Fault("mail", "451 later"), None, Fault("rcpt", "550 no"), None]) as server:
             store = make_store(mail_url=server.url)
