@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 
 import orjson
@@ -20,6 +21,8 @@ SENT_BEFORE = "sent, says a person"
 """Why a mail is SENT that was in doubt: nobody knows when that was, only that it is settled now."""
 WITHDRAWN = "withdrawn: the generation that is live now has no such mail"
 """Why a mail is SUPPRESSED that was certainly not sent, and is to be sent if what is live has it after all."""
+
+_SMALL = str.maketrans(ascii_uppercase, ascii_lowercase)
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,12 @@ class Result:
 
 
 def is_allowed(email: str, allow: Sequence[str]) -> bool:
-    """Whether the list of allowed recipients (addresses, or `@domain`) takes an address; an empty one takes all."""
-    allowed = [entry.casefold() for entry in allow]
-    address = email.strip().casefold()
+    """Whether the list of allowed recipients (addresses, or `@domain`) takes an address; an empty one takes all.
+
+    Only of A to Z capitals do not matter: of others not every database knows, and the brake counts by it what would be sent.
+    """
+    allowed = [entry.translate(_SMALL) for entry in allow]
+    address = email.strip().translate(_SMALL)
     return not allowed or any(address.endswith(e) if e.startswith("@") else address == e for e in allowed)
 
 

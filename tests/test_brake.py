@@ -12,9 +12,10 @@ from collections.abc import Callable
 
 import pytest
 
-from storage.brake import HOUR, PAUSED, put_on, read_brake, usual_mails
+from storage.brake import HOUR, PAUSED, put_on, read_brake, usual_mails, would_mail
 from storage.contacts import Entry, save_contacts
 from storage.door import append_lines
+from storage.mails import is_allowed
 from storage.restore import mark_restored
 from storage.store import Store
 from storage.times import now
@@ -166,6 +167,30 @@ class TestFlood:
         submit(store, *range(5))
         assert deliver(store).reasons == {"not on the list of allowed recipients": 5}
         assert not read_brake(store.database).is_on
+
+    @pytest.mark.parametrize(
+        ("allow", "email", "goes"),
+        [
+            ("@MÜNCHEN.de", "ann@MÜNCHEN.DE", True),
+            ("@MÜNCHEN.de", "ann@münchen.de", False),
+            ("Ärzte@example.com", "Ärzte@Example.com", True),
+            ("Ärzte@example.com", "ärzte@example.com", False),
+            ("@straße.de", "ann@strasse.de", False),
+            ("@a_%/b.de", "ann@A_%/B.de", True),
+            ("@a_b.de", "ann@axb.de", False),
+        ],
+    )
+    def test_whom_the_list_of_allowed_recipients_takes_is_counted(
+        self, make_store: MakeStore, allow: str, email: str, goes: bool
+    ) -> None:
+        store = make_store()
+        submit(store, 1)
+        save_contacts(store.database, [Entry("CLIENT", "1", email, False)])
+        put_on(store.database, PAUSED, "a test")
+        deliver(store)
+        assert is_allowed(email, [allow]) is goes
+        counted = would_mail(store.database, now(), [allow], 10)
+        assert counted == goes or (counted and not allow.isascii())  # a database may know of more capitals
 
     def test_a_run_with_a_limit_counts_what_it_would_mail(self, make_store: MakeStore) -> None:
         store = make_store(brake_floor=3)
