@@ -171,9 +171,11 @@ class Deliverer:
         return True
 
     def _send(self, mail: Mail, event: dict[str, Any], salt: str) -> list[Result]:
-        contact = self.outbox.contact(mail)
+        address, reason = self._guards.address(mail)  # it may be another one by now
+        if reason:
+            return [Result(mail, SUPPRESSED, reason)]
         try:
-            to = parse_address(contact.email if contact else "")
+            to = parse_address(address)
             self._transport.send(compose(event, to, self.settings.mail_from, datetime.now(UTC), salt))
         except OutcomeUnknown as error:
             return [Result(mail, UNKNOWN, error.reason)]

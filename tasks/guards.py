@@ -59,12 +59,16 @@ class Guards:
         at = self._mailed_by_others().get((mail.log, mail.recipient_type, mail.recipient_id))
         if at is not None and now() - at < self._gaps[mail.log]:
             return f"too soon: mailed at {show(at)}, when another generation was live"
+        return self.address(mail)[1]
+
+    def address(self, mail: Mail) -> tuple[str, str]:
+        """Where a mail goes, as the address book says at this moment; or why it goes nowhere."""
         contact = self._outbox.contact(mail)
         if contact is None:
-            return "no address"
+            return "", "no address"
         if contact.unsubscribed:
-            return "unsubscribed"
-        return "" if is_allowed(contact.email, self._allow) else NOT_ALLOWED
+            return "", "unsubscribed"
+        return (contact.email, "") if is_allowed(contact.email, self._allow) else ("", NOT_ALLOWED)
 
     def log_reason(self, event: dict[str, Any]) -> str:
         """Why a reminder is not to be sent: its abandonment was retracted, or the customer has ordered since."""

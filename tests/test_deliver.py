@@ -341,6 +341,31 @@ class TestSuppressed:
             process_to_end(run_of(store), "derive", None)
             assert deliver(store).states == {"SENT": 1}
 
+    @pytest.mark.only("sqlite")
+    @pytest.mark.parametrize(
+        ("by_then", "reason"),
+        [
+            (None, "no address"),
+            (Entry("CUSTOMER", "15", "kim@example.com", True), "unsubscribed"),
+            (Entry("CUSTOMER", "15", "kim@example.org", False), "not on the list of allowed recipients"),
+        ],
+    )
+    def test_the_address_book_counts_as_it_is_when_the_mail_is_sent(
+        self, make_store: MakeStore, by_then: Entry | None, reason: str
+    ) -> None:
+        with SmtpServer() as server:
+            store = make_store(mail_url=server.url, mail_allow=["@example.com"])
+            left_behind(store)
+
+            @sa.event.listens_for(store.database.engine, "before_cursor_execute")
+            def change(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+                if statement.startswith("SELECT verb FROM settled"):  # of all questions, one of the last
+                    forget_contact(store.database, "CUSTOMER", "15")
+                    save_contacts(store.database, [by_then] if by_then else [])
+
+            assert deliver(store).reasons == {reason: 1}
+        assert (server.sessions, outcomes(store)) == (0, [("SUPPRESSED", reason)])
+
     def test_while_a_processor_is_held_and_lags_the_mail_waits(self, make_store: MakeStore) -> None:
         with SmtpServer() as server:
             store = make_store(mail_url=server.url)
