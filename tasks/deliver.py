@@ -38,6 +38,7 @@ Told = Callable[[str], None]
 _FIRST_DELAY = 5_000
 _AT_ONCE = 200
 _DECIDE_EVERY = 0.25
+_FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 60.0  # seconds after a try to reach the mail server
 _GRACE = 0.5  # seconds that a send may still take once the run is to stop
 
 
@@ -64,6 +65,7 @@ class Deliverer:
         self._guards, self._restores = Guards(run, self.outbox), Restores(run)
         self._brake, self._decide_at = BrakeCheck(run), 0.0
         self._rows_may_be_old = False
+        self._is_away, self._pause, self._reach_at = False, 0.0, 0.0
         self.tried = 0
         """How many mails were looked at to be sent."""
         self._intake = Intake(run, self.outbox, self._restores)
@@ -82,17 +84,25 @@ class Deliverer:
         self.summary.held = read_brake(self.run.store.database).reason
 
     def round(self, limit: int | None = None) -> bool:
-        """Take in what is there and try what is due, unless mails are held; says whether there was anything."""
+        """Take in what is there and try what is due, unless mails are held; says whether there was anything.
+
+        Where the mail server cannot be reached, or does not let us in, one mail has found out for all: they wait for a while.
+        """
         taken = self._take_in()
         decided = self._carry_out()
         self._rows_may_be_old = False
+        if time.monotonic() < self._reach_at:
+            return taken or decided
         mails = self.outbox.waiting(now(), _AT_ONCE if limit is None else min(limit, _AT_ONCE))
         if mails and self._brake.holds(limit or sys.maxsize):
             if self._brake.stopped:
                 self._told(self._brake.stopped)
                 self._brake.stopped = None
             return taken or decided
+        self._is_away = False
         tried = self._try(mails)
+        self._pause = min(max(_FIRST_PAUSE, 2 * self._pause), _LONGEST_PAUSE) if self._is_away else 0.0
+        self._reach_at = time.monotonic() + self._pause
         return taken or decided or tried
 
     def unconfirmed(self) -> bool:
@@ -154,7 +164,7 @@ class Deliverer:
                 self.summary.reasons[result.reason] += 1
 
     def _deliver(self, mail: Mail) -> bool:
-        """Claim, follow the logs to their ends as of the claim, ask once more, send; False where mails are held by now."""
+        """Claim, follow the logs to their ends as of the claim, ask once more, send; False where no other can be sent now."""
         self._guards.follow_logs()
         if not self.outbox.claim(mail):
             return False
@@ -168,7 +178,7 @@ class Deliverer:
             self.outbox.put_back(mail, now(), mail.reason)
             raise
         self._settle([Result(mail, SUPPRESSED, reason)] if reason else self._send(mail, event, salt))
-        return True
+        return not self._is_away
 
     def _send(self, mail: Mail, event: dict[str, Any], salt: str) -> list[Result]:
         address, reason = self._guards.address(mail)  # it may be another one by now
@@ -181,6 +191,7 @@ class Deliverer:
             return [Result(mail, UNKNOWN, error.reason)]
         except MailError as error:
             if isinstance(error, TemplateUnusable) or (isinstance(error, NotSent) and not error.permanent):
+                self._is_away = isinstance(error, NotSent) and error.of_session
                 self._try_again(mail, error.reason)
                 return []
             return [Result(mail, FAILED, error.reason)]

@@ -11,12 +11,15 @@ from tasks.mail import MailError
 
 
 class NotSent(MailError):
-    """The server or folder has certainly not accepted the message. `permanent`: nor would it later."""
+    """The server or folder has certainly not accepted the message. `permanent`: nor would it later.
 
-    def __init__(self, reason: str, permanent: bool) -> None:
+    `of_session`: nor any other message now, since there is no connection, or none that is secure or logged in.
+    """
+
+    def __init__(self, reason: str, permanent: bool, of_session: bool = False) -> None:
         super().__init__(reason)
-        self.args = (reason, permanent)
-        self.permanent = permanent
+        self.args = (reason, permanent, of_session)
+        self.permanent, self.of_session = permanent, of_session
 
 
 class OutcomeUnknown(MailError):

@@ -59,8 +59,10 @@ class SmtpTransport(Transport):
 
     def _reach_data(self, letter: Letter, retry: bool = True) -> smtplib.SMTP:
         """Return a line on which the server waits for the message; until there it has accepted nothing."""
+        is_connected = False
         try:
             client = self._connected()
+            is_connected = True
             self._announce(client, letter)
         except (OSError, ValueError) as error:  # ValueError: smtplib on a garbled challenge at the login
             self._drop()
@@ -70,7 +72,7 @@ class SmtpTransport(Transport):
             lost = isinstance(error, smtplib.SMTPServerDisconnected) and not at_work
             if retry and lost:
                 return self._reach_data(letter, retry=False)
-            raise NotSent(f"{self._where}: {_why(error, self._url.timeout)}", permanent=False) from error
+            raise NotSent(f"{self._where}: {_why(error, self._url.timeout)}", False, not is_connected) from error
         return client
 
     def _stopped(self) -> NotSent:
@@ -118,7 +120,7 @@ class SmtpTransport(Transport):
             client.starttls(context=self._context)
             client.ehlo_or_helo_if_needed()
         elif self._url.starttls == "require":
-            raise NotSent(f"{self._where}: offers no STARTTLS, which starttls=require asks for", permanent=False)
+            raise NotSent(f"{self._where}: offers no STARTTLS, which starttls=require asks for", False, of_session=True)
 
     def _announce(self, client: _Line, letter: Letter) -> None:
         options = [f"SIZE={len(letter.data)}"] if client.has_extn("size") else []

@@ -398,6 +398,26 @@ class TestTemporary:
         assert outcomes(store) == []
         make_due(store)
 
+    @pytest.mark.parametrize("what", ["login", "busy", "away"])
+    def test_one_mail_finds_out_for_all_that_the_server_lets_nobody_in(self, make_store: MakeStore, what: str) -> None:
+        """A wrong password is not tried once for each of a thousand mails: that is how an account gets locked."""
+        busy = [Fault("connect", "421 busy")] if what == "busy" else []
+        with SmtpServer(busy, login=("ann", "right") if what == "login" else None) as server, refusing_port() as port:
+            url = f"{server.url.replace('://', '://ann:wrong@')}&starttls=never" if what == "login" else server.url
+            store = make_store(mail_url=url if what != "away" else f"smtp://127.0.0.1:{port}")
+            save_contacts(store.database, [ANN])
+            submitted(store, 1, 1, 1)
+            summary = deliver(store)
+            assert (summary.retries, summary.waiting, summary.states) == (1, 3, {})
+            assert server.sessions == (0 if what == "away" else 1)
+        with SmtpServer([Fault("rcpt", "451 later"), Fault("mail", "553 not yours")]) as server:
+            make_due(store)
+            summary = deliver(make_store(mail_url=server.url))
+            assert (summary.retries, summary.states) == (
+                2,
+                {"SENT": 1},
+            )  # what is said of a mail, or once in, is of that one
+
     @pytest.mark.parametrize(
         ("fault", "reason"),
         [
