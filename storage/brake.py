@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from storage.database import Database
 from storage.mails import CLAIMED, LONGEST_WAIT, MAY_HAVE_BEEN_SENT, SENT, SENT_BEFORE, UNKNOWN, WAITING
-from storage.tables import Contact, Delivery
+from storage.tables import Contact, Delivery, LiveGeneration
 from storage.times import now
 
 DELIVER = "deliver"
@@ -27,6 +27,7 @@ LOOK_BACK = 7 * 24 * HOUR
 
 _DELIVERY: sa.Table = Delivery.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
 _CONTACT: sa.Table = Contact.__table__  # type: ignore[attr-defined]  # likewise
+_LIVE: sa.Table = LiveGeneration.__table__  # type: ignore[attr-defined]  # likewise
 _READ = sa.text("SELECT state, reason, since FROM brake WHERE name = :name")
 _UPSERT = (
     "INSERT INTO brake (name, state, reason, since) VALUES (:name, :state, :reason, :since) "
@@ -47,6 +48,7 @@ _TALLY_SINCE = sa.text("SELECT SUM(count) FROM tally WHERE what = :what AND buck
 _MAILED_SINCE = sa.select(sa.func.count()).where(
     _DELIVERY.c.state.in_((SENT, CLAIMED, UNKNOWN)),
     _DELIVERY.c.changed_at >= sa.bindparam("since"),
+    _DELIVERY.c.changed_at < sa.bindparam("beyond"),  # a clock that was ahead has set it
     _DELIVERY.c.cleared.is_(False),
     _DELIVERY.c.reason.not_in([MAY_HAVE_BEEN_SENT, SENT_BEFORE]),  # nobody knows when
 )
@@ -112,7 +114,7 @@ def tally_since(database: Database, what: str, since: int) -> int:
 def mailed_since(database: Database, since: int) -> int:
     """How many mails went out since then, or may have, but for those that a person had released."""
     with database.read() as connection:
-        return int(connection.scalar(_MAILED_SINCE, {"since": since}) or 0)
+        return int(connection.scalar(_MAILED_SINCE, {"since": since, "beyond": now() + HOUR}) or 0)
 
 
 def would_mail(database: Database, wall: int, allow: Sequence[str], limit: int) -> int:
@@ -133,12 +135,14 @@ def _would_mail(allow: tuple[str, ...]) -> sa.Select[Any]:
         for entry in allow
     ]
     mine = (_CONTACT.c.type == _DELIVERY.c.recipient_type, _CONTACT.c.id == _DELIVERY.c.recipient_id)
+    live = sa.select(_LIVE.c.generation).where(_LIVE.c.log == _DELIVERY.c.log).scalar_subquery()
     wanted = (
         sa.select(sa.literal(1))
         .select_from(_DELIVERY.join(_CONTACT, sa.and_(*mine)))
         .where(_DELIVERY.c.state == WAITING, _DELIVERY.c.not_after >= wall)
         .where(sa.or_(_DELIVERY.c.next_at <= wall, _DELIVERY.c.next_at > sa.bindparam("beyond", type_=sa.BigInteger)))
         .where(_DELIVERY.c.cleared.is_(False), _CONTACT.c.unsubscribed.is_(False))
+        .where(_DELIVERY.c.generation == sa.func.coalesce(live, 1))  # else it is withdrawn
         .where(sa.or_(*allowed) if allowed else sa.true())
         .limit(sa.bindparam("limit", type_=sa.Integer))
     )

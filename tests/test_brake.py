@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-from storage.brake import HOUR, PAUSED, put_on, read_brake, usual_mails, would_mail
+from storage.brake import HOUR, PAUSED, mailed_since, put_on, read_brake, usual_mails, would_mail
 from storage.contacts import Entry, save_contacts
 from storage.door import append_lines
 from storage.mails import is_allowed
@@ -161,6 +161,17 @@ class TestFlood:
         submit(store, 12)
         assert deliver(store).states == {}
         assert "the usual 4)" in read_brake(store.database).reason
+
+    def test_mails_that_a_clock_which_was_ahead_has_sent_are_none_of_the_last_hour(self, make_store: MakeStore) -> None:
+        """Else they would hold all others until that time has come, whatever a person releases."""
+        store = make_store(brake_floor=2)
+        sent_before(store, -0.5, 2)
+        sent_before(store, -30, 3)
+        assert mailed_since(store.database, now() - HOUR) == 2
+        with store.database.write() as connection:
+            connection.exec_driver_sql(f"DELETE FROM delivery WHERE changed_at < {now() + HOUR}")  # noqa: S608  # a number
+        submit(store, 1)
+        assert deliver(store).states == {"SENT": 1}
 
     def test_who_gets_no_mail_anyway_is_not_counted(self, make_store: MakeStore) -> None:
         store = make_store(brake_floor=2, mail_allow=("@example.org",))

@@ -15,7 +15,7 @@ import pytest
 
 from storage import steps
 from storage.backup import ARCHIVE_LOCK
-from storage.brake import PAUSED, put_on, release
+from storage.brake import PAUSED, put_on, read_brake, release, would_mail
 from storage.commit import Position, load_position
 from storage.contacts import Entry, save_contacts
 from storage.door import append_lines
@@ -445,6 +445,25 @@ def test_mails_that_wait_are_sent_from_where_they_lie_now_and_others_are_withdra
     release(store.database)
     deliver(store)
     assert outbox(store) == [("1", "SENT", ""), ("2", "SENT", ""), ("2", "SUPPRESSED", WITHDRAWN)]
+
+
+@EITHER
+def test_what_is_withdrawn_would_not_be_sent_and_does_not_put_the_brake_on(make_store: Callable[..., Store]) -> None:
+    store = make_store(brake_floor=1, mail_url="smtp://127.0.0.1:1")  # where nobody listens
+    save_contacts(store.database, [Entry("CUSTOMER", str(n), f"{n}@example.com", False) for n in (1, 2)])
+    append_lines(store, "events", [recent(1, 51), recent(2, 50)])
+    process(store.home, as_of=now() - 15 * MINUTE)
+    put_on(store.database, PAUSED, "a test")
+    deliver(store)
+    with store.database.write() as connection:
+        connection.exec_driver_sql("UPDATE brake SET state = 'RUNNING'")  # nobody has looked at them
+    assert would_mail(store.database, now(), [], 10) == 2
+    replayed(store, **LONGER)
+    promote(store, build_topology(store.settings), "longer", "test")
+    assert would_mail(store.database, now(), [], 10) == 0
+    deliver(store)
+    assert [(state, reason) for _, state, reason in outbox(store)] == [("SUPPRESSED", WITHDRAWN)] * 2
+    assert not read_brake(store.database).is_on
 
 
 @pytest.mark.parametrize("what", ["waited", "withdrawn", "rolled back"])
