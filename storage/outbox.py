@@ -93,7 +93,7 @@ _ADDRESS = sa.select(_CONTACT.c.email, _CONTACT.c.unsubscribed).where(
     _CONTACT.c.type == sa.bindparam("type"), _CONTACT.c.id == sa.bindparam("id")
 )
 _SETTLED_BY = sa.text("SELECT verb FROM settled WHERE abandonment = :abandonment")
-_ORDERED_SINCE = sa.text("SELECT MIN(at) FROM orders WHERE customer = :customer AND at > :at")
+_ORDERED = sa.text("SELECT at, id FROM orders WHERE customer = :customer AND at >= :started ORDER BY at")
 
 
 class Outbox:
@@ -211,11 +211,14 @@ class Outbox:
         with self._database.read() as connection:
             return set(connection.scalars(_SETTLED_BY, {"abandonment": abandonment}))
 
-    def ordered_since(self, customer: str, at: int) -> int | None:
-        """When a customer ordered after `at`, by the rows of `normalise`; None if never."""
+    def ordered(self, customer: str, started: int, last: int, offset: int) -> int | None:
+        """When a customer ordered what was left behind at `last`, by the rows of `normalise`; None if never.
+
+        That is after `last`; or since `started`, and only heard of behind the basket's last event, at `offset`: an order that came late.
+        """
         with self._database.read() as connection:
-            found: int | None = connection.scalar(_ORDERED_SINCE, {"customer": customer, "at": at})
-        return found
+            rows = connection.execute(_ORDERED, {"customer": customer, "started": started}).all()
+        return next((at for at, id in rows if at > last or int(id.rpartition(":")[2]) > offset), None)
 
     def counts(self) -> dict[str, int]:
         """How many mails are in each state."""

@@ -6,7 +6,7 @@ A reminder that arrives after the purchase is what such systems are complained a
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -24,6 +24,16 @@ _BY_OTHERS = sa.text(
 )
 PROCESSORS = ("abandonment", "normalise")
 """They must be at their logs' ends before a mail goes out: they tell who is back and who has ordered."""
+
+
+class _Left(NamedTuple):
+    """The cause of a mail: a basket that was left behind, with its customer, times, and the offset of the event that left it."""
+
+    ident: str
+    customer: str
+    started: int
+    last: int
+    offset: int
 
 
 class Guards:
@@ -78,28 +88,31 @@ class Guards:
         cause = self._cause(event, source)
         if cause is None:
             return f"its cause is not at baskets:{source['partition']}:{source['offset']}, where it says: another generation is live"
-        ident, customer, left = cause
-        verbs = self._outbox.settled_by(ident)
+        verbs = self._outbox.settled_by(cause.ident)
         if "ABANDONMENT_RETRACTED" in verbs:
             return "retracted"
-        ordered = self._outbox.ordered_since(str(customer), left)
+        ordered = self._outbox.ordered(cause.customer, cause.started, cause.last, cause.offset)
         if ordered is not None:
             return f"ordered since: at {show(ordered)}"
         return "ordered since" if "RECOVERED_BASKET" in verbs else ""
 
-    def _cause(self, event: dict[str, Any], source: dict[str, Any]) -> tuple[str, int | str, int] | None:
-        """Id, customer and time of what an EMAIL event has as its cause; None where something else lies there.
+    def _cause(self, event: dict[str, Any], source: dict[str, Any]) -> _Left | None:
+        """What an EMAIL event has as its cause; None where something else lies there.
 
         So it is where `baskets` was rolled back under a processor of one's own that had read on.
         """
         carried = event["context"].get("caused_by")
         try:
             found = read_event(self._run, source["log"], source["partition"], source["offset"])
-            cause = found["event"]["id"], found["subject"]["id"], found["context"]["at"]
+            context = found["context"]
+            last, behind = context["at"], context["source"]["offset"]
+            left = _Left(
+                found["event"]["id"], str(found["subject"]["id"]), context.get("started_at", last), last, behind
+            )
         except (LostDataError, ValueError, KeyError, TypeError):  # the middle of a line, or beyond the last one
             return None
         is_whole = isinstance(carried, dict) and "event" in carried  # of a long one only the digest is carried
-        return cause if not is_whole or carried == found else None
+        return left if not is_whole or carried == found else None
 
     def _mailed_by_others(self) -> dict[tuple[str, str, str], int]:
         """Who was mailed within the gap between two reminders before this was asked, by a generation that is not live, and when.

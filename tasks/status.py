@@ -13,6 +13,7 @@ from storage.errors import AfterlogError
 from storage.event import MAX_DEPTH, MAX_DERIVED_DEPTH
 from storage.locks import is_held, signed_by
 from storage.look import Look, Row
+from storage.mails import LONGEST_WAIT
 from storage.reader import PartitionReader
 from storage.segment import list_segments
 from storage.settings import Settings
@@ -210,8 +211,9 @@ class _Reading:
         # A mail is due from when it was queued, or from when its next try was to be.
         [due] = self._look.rows(
             "SELECT COUNT(*) AS mails, MIN(CASE WHEN next_at > 0 THEN next_at ELSE changed_at END) AS oldest "
-            "FROM delivery WHERE state = 'WAITING' AND next_at <= :wall",
+            "FROM delivery WHERE state = 'WAITING' AND (next_at <= :wall OR next_at > :beyond)",
             wall=self._wall,
+            beyond=self._wall + LONGEST_WAIT,
         )
         on = brake[0] if brake and brake[0]["state"] != "RUNNING" else {}
         return MailStatus(

@@ -325,6 +325,19 @@ class TestSuppressed:
         assert reason.startswith("ordered since: at 20")
         assert server.sessions == 0
 
+    def test_an_order_that_happened_before_the_last_visit_and_came_late_holds_its_reminder_back(
+        self, make_store: MakeStore
+    ) -> None:
+        with SmtpServer() as server:
+            store = make_store(mail_url=server.url)
+            item = {"id": 3, "name": "Lemon", "price": 5, "count": 2}
+            append_lines(store, "events", [did("ADDED_ITEM_TO_BASKET", 45, item=item)])
+            left_behind(store)
+            append_lines(store, "events", [did("ORDERED", 42, 0)])
+            [reason] = deliver(store).reasons
+        assert reason.startswith("ordered since: at 20")
+        assert server.sessions == 0
+
     def test_an_order_from_before_the_abandonment_does_not_hold_a_reminder_back(self, make_store: MakeStore) -> None:
         with SmtpServer() as server:
             store = make_store(mail_url=server.url)
