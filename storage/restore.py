@@ -20,9 +20,10 @@ from storage.append import LOCK
 from storage.backup import FILE, close_file, copy_file, copy_rows
 from storage.database import Database
 from storage.errors import AfterlogError
+from storage.lacking import lacking
 from storage.locks import locked
 from storage.mails import CLAIMED, FAILED, MAY_HAVE_BEEN_SENT, SENT, SUPPRESSED, UNKNOWN, WAITING
-from storage.manifest import ARCHIVED, MANIFEST, archived_end, note_archived, with_archived
+from storage.manifest import archived_end, name_of, note_archived, with_archived
 from storage.partition import PARTITIONS, record_partitions, recorded_partitions
 from storage.segment import check_contiguous, file_end, fsync_directory, list_segments, make_directory
 from storage.store import Store
@@ -30,7 +31,6 @@ from storage.tables import Delivery
 from storage.tables import Restored as RestoredRow
 from storage.times import now
 
-_PIECE = 1 << 20
 _BESIDE = ("-wal", "-shm", "-journal")
 """What SQLite keeps beside a file, and applies to whichever file it finds under that name."""
 _PATIENCE = 5.0
@@ -63,26 +63,22 @@ def restore_logs(store: Store, folder: Path) -> list[str]:
         AfterlogError: a log in HOME and its copy differ where both have bytes. Nothing was changed, unless a producer made
             that difference just now: then partitions before this one were put back.
     """
-    wanted: dict[str, list[tuple[Path, Path]]] = {}
-    for source in sorted([*(folder / "logs").glob("*/*/*.jsonl"), *(folder / "logs").glob(f"*/*/{MANIFEST}")]):
-        target = store.home / source.relative_to(folder)
-        if _is_lacking(source, target):
-            wanted.setdefault(f"{source.parent.parent.name}/{source.parent.name}", []).append((source, target))
+    places = [(store.home / copy.relative_to(folder), copy) for copy in sorted((folder / "logs").glob("*/*"))]
+    found = {there: (copy, lacking(there, copy)) for there, copy in places}
+    wanted = {there: copy for there, (copy, files) in found.items() if files}
     _put_back_counts(store, folder)
-    for pairs in wanted.values():
-        make_directory(pairs[0][1].parent)
-        with locked(pairs[0][1].parent / LOCK):
+    for there, copy in wanted.items():
+        make_directory(there)
+        with locked(there / LOCK):
             # All of it is compared again, before any of it is changed: what was appended since must not be lost.
-            for source, target in [pair for pair in pairs if _is_lacking(*pair)]:
+            for source, target in lacking(there, copy) or []:
                 _put_back(source, target)
-    for source in sorted((folder / "logs").glob(f"*/*/{ARCHIVED}")):
-        target = (store.home / source.relative_to(folder)).parent
-        if archived_end(source.parent) > archived_end(target):
-            note_archived(target, archived_end(source.parent))
-    for pairs in wanted.values():
-        directory = pairs[0][1].parent
-        check_contiguous(with_archived(directory, list_segments(directory)))
-    return sorted(wanted)
+    for there, (copy, files) in found.items():
+        if files is not None and (archived := archived_end(copy)) > archived_end(there):
+            note_archived(there, archived)
+    for there in wanted:
+        check_contiguous(with_archived(there, list_segments(there)))
+    return sorted(map(name_of, wanted))
 
 
 def restore_database(store: Store, folder: Path, derived: set[str]) -> Doubts:
@@ -188,10 +184,6 @@ def _put_back_counts(store: Store, folder: Path) -> None:
             record_partitions(first, count)
 
 
-def _is_lacking(source: Path, target: Path) -> bool:
-    return _is_longer(source, target) if target.exists() else not _is_archived(target)
-
-
 def _put_back(source: Path, target: Path) -> None:
     draft = target.with_suffix(".restoring")
     try:
@@ -200,34 +192,6 @@ def _put_back(source: Path, target: Path) -> None:
     finally:
         draft.unlink(missing_ok=True)
     fsync_directory(target.parent)
-
-
-def _is_archived(path: Path) -> bool:
-    """Whether a segment's file is not here because the archive has it."""
-    return path.stem.isdigit() and int(path.stem) < archived_end(path.parent)
-
-
-def _is_longer(source: Path, target: Path) -> bool:
-    """Whether a file goes further than another that it begins like.
-
-    Raises:
-        AfterlogError: they differ.
-    """
-    at = 0
-    with source.open("rb") as one, target.open("rb") as two:
-        while True:
-            a, b = one.read(_PIECE), two.read(_PIECE)
-            shared = min(len(a), len(b))
-            if a[:shared] != b[:shared]:
-                raise AfterlogError(
-                    "the log in HOME is another one than the backup's: they differ",
-                    where=str(target),
-                    found=f"other bytes from {at} on, or within {_PIECE} after it",
-                    do="Restore into a new HOME, or move this log away if it is damaged; it was not changed",
-                )
-            if shared < _PIECE:
-                return len(a) > len(b)
-            at += shared
 
 
 def _swap_files(draft: Path, live: Path) -> None:

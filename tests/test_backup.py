@@ -525,6 +525,49 @@ class TestWhole:
         assert (derived(again), log_bytes(store.home, "events")) == whole
 
     @pytest.mark.only("sqlite")
+    def test_a_log_that_was_derived_again_into_other_files_stays_as_it_is(
+        self, make_store: MakeStore, command: Command, tmp_path: Path
+    ) -> None:
+        store = make_store(segment_bytes=1)
+        for n in range(3):
+            processed(store, tax(n))
+        assert len(list_segments(store.directory("reactions", 0))) == 3
+        command(cli_backup.backup, store.home, tmp_path / "backup")
+        close(store)
+        lose(store.home, "logs/reactions", "afterlog.db", "afterlog.db-wal", "afterlog.db-shm")
+        again = make_store()
+        processed(again, tax(3))
+        before = derived(again)
+        close(again)
+        command(cli_backup.restore, store.home, tmp_path / "backup")
+        put_back = make_store()
+        assert derived(put_back) == before
+        assert process(put_back)[1] == {}
+        assert derived(put_back) == before
+
+    def test_a_shorter_log_of_other_files_is_refused_before_anything_is_changed(
+        self, make_store: MakeStore, command: Command, tmp_path: Path
+    ) -> None:
+        store = make_store(segment_bytes=1)
+        append_lines(store, "events", [tax(0)])
+        append_lines(store, "events", [tax(1)])
+        append_lines(store, "events", [tax(2)])
+        command(cli_backup.backup, store.home, tmp_path / "backup")
+        close(store)
+        place = store.directory("events", 0)
+        lose(store.home, "logs/events/0")
+        make_directory(place)
+        (place / f"{0:020d}.jsonl").write_bytes(tax(0) + b"\n" + tax(1) + b"\n")
+        lose(store.home, "logs/clock")
+        before = sorted(path for path in (store.home / "logs").rglob("*") if path.is_file())
+        with pytest.raises(AfterlogError, match="lacks some of the backup's, and begins its files at other places"):
+            command(cli_backup.restore, store.home, tmp_path / "backup")
+        assert sorted(path for path in (store.home / "logs").rglob("*") if path.is_file()) == before
+        lose(store.home, "logs/events/0")
+        command(cli_backup.restore, store.home, tmp_path / "backup")
+        assert log_bytes(store.home, "events").splitlines() == [*map(tax, range(3))]
+
+    @pytest.mark.only("sqlite")
     def test_the_database_that_is_replaced_is_kept_whole(
         self, make_store: MakeStore, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
