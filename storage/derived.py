@@ -182,6 +182,7 @@ class DerivedWriter:
         for segment in reversed(list_segments(self.directory)):
             if segment.base > end:
                 segment.path.unlink()
+                fsync_directory(self.directory)  # else a power loss may give it back, behind a gap
                 continue
             # One that begins at `end` stays, empty: without it the sealed one before it would be the newest, and grow.
             handle = os.open(segment.path, os.O_WRONLY)

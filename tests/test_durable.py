@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any, ClassVar
 
 import pytest
@@ -20,9 +22,11 @@ from storage.locks import RunLock
 from storage.mails import SENT, Mail, Result, outcome_line
 from storage.manifest import archived_end, note_archived, read_manifest, seal
 from storage.outbox import Outbox
-from storage.segment import create_segment, make_directory
+from storage.segment import check_contiguous, create_segment, list_segments, make_directory
 from storage.store import Store
 from tests.conftest import log_bytes
+from tests.simulator.disk import Fault, Process
+from tests.simulator.world import world
 from tests.test_commit import T0, leave_tail, process, processed, tax
 
 
@@ -302,6 +306,10 @@ class TestTailOfAPowerLoss:
         cut = f"{len(given) - kept} bytes that a crash had left unconfirmed were cut"
         assert run.notes == [f"derive: {cut}, since a power loss had left NULs in them"]
 
+    def test_where_the_power_is_lost_while_several_files_of_it_are_cut_no_gap_is_left(self) -> None:
+        left = {_cut_without_power(seed) for seed in range(400)}
+        assert {b"".join(b"%03d\n" % i for i in range(5)), b"000\n", b"000\nnew\n"} <= left
+
     def test_an_outcome_that_never_reached_the_disk_is_none(self, store: Store) -> None:
         mail = Mail("derive/events:0:0/x", "CLAIMED", "reactions", 1, 0, 0, "CLIENT", "1", 0, 0, 1, "", 0, False)
         line = outcome_line(Result(mail, SENT))
@@ -320,6 +328,23 @@ class TestTailOfAPowerLoss:
         synced.clear()
         Outbox(store, "deliveries").recover()
         assert synced == [str(segment.path), str(segment.path.parent)]
+
+
+def _cut_without_power(seed: int) -> bytes:
+    """What is left of a tail of five files that was to be cut to one, where the power is lost at one of the calls."""
+    with world(Random(seed), segment_bytes=1, segment_daily=False) as made:
+        place = made.home / "logs" / "baskets" / "0"
+
+        def extend(at: int, data: bytes, *, may_differ: bool = False) -> None:
+            DerivedWriter(place, "baskets/0", limit=1, daily=False).extend(at, data, may_differ=may_differ)
+
+        for i in range(5):
+            made.act(Process("one"), partial(extend, 4 * i, b"%03d\n" % i))
+        made.disk.fault = Fault("power", 1 + seed % 40)
+        made.act(Process("two"), lambda: extend(4, b"new\n", may_differ=True))
+        made.lose_power()
+        check_contiguous(list_segments(place))
+        return made.disk.log("baskets", 0, durable=True)
 
 
 class TestNames:
