@@ -97,8 +97,7 @@ class Store:
         found = self._counts.get(log)
         if found is None:
             # A log that was begun by hand, or by an Afterlog that did not write it down, has those at least that are there.
-            # A folder with a greater number, a copy of some day say, is none of them.
-            least = max((part for part in self._made(log, 1) if part < MOST), default=0) + 1
+            least = max(self._made(log, 1), default=0) + 1
             found = self._counts[log] = record_partitions(
                 self.directory(log, 0, 1), max(least, self.settings.partitions)
             )
@@ -109,7 +108,8 @@ class Store:
             names = os.listdir(str(self.directory(log, 0, generation))[: -len("/0")])
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return [int(name) for name in names if name.isdigit()]
+        # A folder with a greater number, a copy of some day say, is none of them: its events would count a second time.
+        return [part for part in (int(name) for name in names if name.isdigit()) if part < MOST]
 
     def logs(self) -> list[str]:
         """The names of the logs that were ever written."""
