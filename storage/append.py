@@ -68,7 +68,7 @@ class PartitionWriter:
             except OSError as error:
                 raise self._failed(error, [], count if callable(given) else len(given)) from error
             offsets, end = _offsets(lines, start)
-            failure = self._write(tail, lines, start, offsets)
+            failure = self._write(tail, lines, offsets)
             tail.written = end if failure is None else start
             rolled, self._rolled = self._rolled, False
         reached("append-written")
@@ -121,15 +121,15 @@ class PartitionWriter:
             written += os.write(tail.handle, data[written:] if written else data)
         return written
 
-    def _write(self, tail: _Tail, lines: Sequence[bytes], start: int, offsets: list[int]) -> AppendError | None:
+    def _write(self, tail: _Tail, lines: Sequence[bytes], offsets: list[int]) -> AppendError | None:
         if not lines:
             return None
         try:
             self._write_all(tail, b"\n".join([*lines, b""]))
         except OSError as error:
             end = tail.base + os.fstat(tail.handle).st_size
-            # A line that lacks nothing but its newline is in: the next append closes it.
-            whole = [at for at, line in zip(offsets, lines, strict=True) if start < end >= at + len(line)]
+            # A line that lacks nothing but its newline is in: the next append closes it. An empty one is nothing without it.
+            whole = [at for at, line in zip(offsets, lines, strict=True) if end >= at + max(len(line), 1)]
             failure = self._failed(error, whole, len(lines))
             failure.__cause__ = error
             return failure
