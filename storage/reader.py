@@ -230,8 +230,13 @@ class PartitionReader:
             segments = with_archived(self.directory, listed)
             try:
                 check_contiguous(segments)
-            except FileNotFoundError:  # it has gone to the archive since it was listed
-                continue
+            except FileNotFoundError as error:
+                if list_segments(self.directory) != listed:
+                    continue  # it has gone to the archive since it was listed
+                raise CorruptLogError(
+                    "a segment is a link to a file that is not there", where=str(error.filename),
+                    do="Have the file there again, on a disk that is not mounted say",
+                ) from error  # fmt: skip
             self._listed, self._segments = listed, segments
 
     def _use(self, segment: Segment) -> int:

@@ -23,7 +23,7 @@ from storage.door import append_events, append_lines
 from storage.errors import AfterlogError, AppendError, CorruptLogError, LostDataError, UsageError
 from storage.partition import murmur2, partition_of
 from storage.reader import PartitionReader
-from storage.segment import segment_path
+from storage.segment import list_segments, segment_path
 from storage.store import Store
 from storage.times import DAY, now
 from tasks.local import side_by_side
@@ -270,6 +270,18 @@ class TestSegments:
         with pytest.raises(CorruptLogError, match="a segment is missing or has changed its length; found base offset"):
             PartitionReader(tmp_path, "events/0").end()
 
+    def test_a_link_to_a_file_that_is_not_there_is_told(self, tmp_path: Path) -> None:
+        one = writer(tmp_path / "p", limit=1)
+        for text in (b"aaaa", b"bbbb", b"cccc"):
+            one.append([text])
+        moved = list_segments(tmp_path / "p")[1].path
+        moved.rename(tmp_path / "moved")
+        moved.symlink_to(tmp_path / "moved")
+        assert read_all(tmp_path / "p") == [b"aaaa", b"bbbb", b"cccc"]
+        (tmp_path / "moved").unlink()
+        with pytest.raises(CorruptLogError, match=f"^{moved}: a segment is a link to a file that is not there"):
+            PartitionReader(tmp_path / "p", "events/0").end()
+
     def test_the_command_line_tells_of_a_missing_segment_in_one_sentence(self, make_store: MakeStore) -> None:
         store = make_store(segment_bytes=10)
         for number in range(3):
@@ -496,6 +508,7 @@ class TestPartitions:
         store = make_store(partitions=2)
         (store.home / "logs" / "events" / "20261128").mkdir(parents=True)
         assert [make_store(partitions=2).begin("events") for _ in range(2)] == [2, 2]
+        assert make_store(partitions=2).partitions("events") == [0, 1]
 
     def test_a_number_of_partitions_that_was_torn_is_written_anew(self, make_store: MakeStore) -> None:
         store = make_store(partitions=16)
@@ -569,6 +582,7 @@ APPENDER = """
 import sys
 from storage.door import append_lines
 from storage.settings import load_settings
+from storage.segment import list_segments
 from storage.store import Store
 
 store, name = Store(load_settings()), sys.argv[1].encode()
@@ -700,6 +714,27 @@ def test_on_a_full_disk_the_error_names_what_is_in_and_a_retry_passes_only_the_r
     one.append(lines[10 + len(told.offsets) :])
     whole = [text for text in read_all(disk.path / "p") if len(text) == 99]
     assert whole == lines
+
+
+def test_on_a_full_disk_an_empty_line_is_in_with_its_newline_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, real, space = writer(tmp_path), os.write, [2]
+
+    def write(handle: int, data: bytes) -> int:
+        if not space[0]:
+            raise OSError(28, "No space left on device")
+        done = real(handle, data[: space[0]])
+        space[0] -= done
+        return done
+
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(AppendError) as raised:
+        one.append([b"a", b"", b"b"])
+    assert (raised.value.offsets, raised.value.missing) == ([0], [1, 2])
+    space[0] = 100
+    one.append([b"", b"b"])
+    assert read_all(tmp_path) == [b"a", b"", b"b"]
 
 
 def test_what_a_full_disk_let_in_is_durable_when_the_error_comes(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
