@@ -13,7 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import zstandard
 
@@ -143,16 +143,8 @@ class Archive:
     def _fetch(self, directory: Path, entry: Entry) -> int:
         make_directory(self._cache)
         with tempfile.TemporaryFile(dir=self._cache) as file:
-
-            def take(piece: bytes) -> None:
-                try:
-                    file.write(piece)
-                except OSError as error:
-                    raise AfterlogError(f"cannot unpack a segment: {error.strerror}", where=str(self._cache)) from error
-
             try:
-                self.unpack(directory, entry, take)
-                file.flush()
+                self.unpack(directory, entry, into(file, self._cache))
             except FileNotFoundError as error:
                 raise LostDataError(
                     "a segment is neither here nor in the archive",
@@ -184,6 +176,19 @@ class Archive:
                 "a sealed segment was changed; it is not archived", where=str(path), found=f"SHA-256 {found}",
                 expected=entry.sha256, do="`afterlog verify` tells more; put it back from a backup",
             )  # fmt: skip
+
+
+def into(file: IO[bytes], place: Path) -> Callable[[bytes], None]:
+    """What has a file of ours take what is unpacked: where there is no space for it, its place is told, not the archive's."""
+
+    def take(piece: bytes) -> None:
+        try:
+            file.write(piece)
+            file.flush()
+        except OSError as error:
+            raise AfterlogError(f"cannot unpack a segment: {error.strerror}", where=str(place)) from error
+
+    return take
 
 
 def _compressed(source: BinaryIO, draft: Path) -> str:

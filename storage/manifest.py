@@ -122,9 +122,9 @@ def seal(directory: Path, upto: int | None = None) -> int:
         last = _tail(handle, directory)
         end, written = last.end if last else 0, 0
         for segment in sealed:
-            size = segment.path.stat().st_size
             if segment.base < end:
-                continue
+                continue  # its file may have gone to the archive since it was listed
+            size = segment.path.stat().st_size
             if upto is not None and segment.base + size > upto:
                 break
             if segment.base > end:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
-from storage.archive import Archive
+from storage.archive import Archive, into
 from storage.errors import AfterlogError
 from storage.manifest import ARCHIVED, MANIFEST, archived_end, digest_of, genesis, name_of, parse_entry, seal
 from storage.segment import Entry, Segment, list_segments
@@ -52,27 +54,50 @@ class Verifier:
             found.sealed_now = seal(directory, committed)
         except AfterlogError as error:
             found.problems.append(str(error))
+        except OSError as error:
+            found.problems.append(f"{error.filename or directory}: it cannot be sealed: {error.strerror}")
+        noted = archived_end(directory)  # before the chain, which an archive that is at work goes on with
         entries = list(self._chain(directory, found))
         local = {segment.base: segment for segment in list_segments(directory)}
-        upto = archived_end(directory)
-        checks: list[tuple[Entry, Future[str]]] = []
+        last = local.get(entries[-1].base) if entries else None
+        with (
+            tempfile.NamedTemporaryFile(prefix="afterlog-verify-") if entries and not last else nullcontext() as fetched
+        ):
+            problems = self._check_each(directory, found, entries, local, fetched)
+            if entries and not problems:
+                problems = _check_last(
+                    directory, entries, Path(fetched.name) if fetched else local[entries[-1].base].path
+                )
+        found.problems += problems
+        found.problems += _loose_ends(found.name, directory, entries, local, noted, needed)
+        return found
+
+    def _check_each(
+        self,
+        directory: Path,
+        found: Verified,
+        entries: Sequence[Entry],
+        local: dict[int, Segment],
+        fetched: IO[bytes] | None,
+    ) -> list[str]:
+        """What is wrong with segments, here and in the archive; the last of them, where it is not here, is `fetched` by the way."""
+        upto, problems, checks = archived_end(directory), list[str](), list[tuple[Entry, Future[str]]]()
         for entry in entries:
-            if entry.base in local:
-                checks.append((entry, self._pool.submit(_check_file, local[entry.base], entry, entries)))
+            here = local.get(entry.base)
+            if here is not None:
+                checks.append((entry, self._pool.submit(_check_file, here, entry, entries)))
             elif entry.end > upto:
-                found.problems.append(
+                problems.append(
                     f"{_place(found.name, entry)}: the segment is missing, and not noted as archived "
                     "(`afterlog archive` notes what the archive has)"
                 )
             if entry.end <= upto:
                 found.archived += 1
-                checks.append((entry, self._pool.submit(self._check_object, directory, entry)))
-        problems = [f"{_place(found.name, entry)}: {said}" for entry, check in checks if (said := check.result())]
-        if entries and not problems:
-            problems = self._check_last(directory, entries, local.get(entries[-1].base))
-        found.problems += problems
-        found.problems += _loose_ends(found.name, directory, entries, local, upto, needed)
-        return found
+                take = into(fetched, Path(fetched.name).parent) if fetched and entry is entries[-1] else _nowhere
+                checks.append((entry, self._pool.submit(self._check_object, directory, entry, take)))
+        return problems + [
+            f"{_place(found.name, entry)}: {said}" for entry, check in checks if (said := check.result())
+        ]
 
     def _chain(self, directory: Path, found: Verified) -> Iterator[Entry]:
         """The entries of a manifest, each held against the one before."""
@@ -100,30 +125,10 @@ class Verifier:
             yield entry
         found.head = previous
 
-    def _check_last(self, directory: Path, entries: Sequence[Entry], segment: Segment | None) -> list[str]:
-        """What is wrong with the last entry: none after it names its hash, so what it says is held against the bytes."""
-        entry, clock = entries[-1], entries[-2].last if len(entries) > 1 else 0
+    def _check_object(self, directory: Path, entry: Entry, take: Callable[[bytes], object]) -> str:
+        """What is wrong with an archived segment, whose bytes `take` gets; nothing where it is as it was."""
         try:
-            if segment is not None:
-                span = span_of(segment.path, clock)
-            else:
-                with tempfile.NamedTemporaryFile(prefix="afterlog-verify-") as file:
-                    self._archive.unpack(directory, entry, file.write)
-                    file.flush()
-                    span = span_of(Path(file.name), clock)
-        except FileNotFoundError:  # it has gone to the archive since it was listed, where its bytes are checked too
-            return []
-        except AfterlogError as error:
-            return [str(error)]
-        said, true = (entry.events, entry.first, entry.last), (span.events, span.first, span.last)
-        where = f"{directory / MANIFEST}, line {len(entries)}"
-        told = f"{where}: it was changed: it gives {said} as lines, first and last clock; expected {true}"
-        return [] if said == true else [told]
-
-    def _check_object(self, directory: Path, entry: Entry) -> str:
-        """What is wrong with an archived segment; nothing where it is as it was."""
-        try:
-            self._archive.check(directory, entry)
+            self._archive.unpack(directory, entry, take)
         except FileNotFoundError:
             return f"it is missing in the archive, {self._archive.remote.shown}"
         except AfterlogError as error:
@@ -141,12 +146,31 @@ def missing_heads(heads: Sequence[str], found: Sequence[Verified]) -> list[str]:
     ]
 
 
+def _nowhere(_piece: bytes) -> None:
+    """Keep nothing."""
+
+
+def _check_last(directory: Path, entries: Sequence[Entry], path: Path) -> list[str]:
+    """What is wrong with the last entry: none after it names its hash, so what it says is held against the bytes."""
+    entry = entries[-1]
+    try:
+        span = span_of(path, entries[-2].last if len(entries) > 1 else 0)
+    except FileNotFoundError:  # it has gone to the archive since it was listed, where its bytes are checked too
+        return []
+    said, true = (entry.events, entry.first, entry.last), (span.events, span.first, span.last)
+    where = f"{directory / MANIFEST}, line {len(entries)}"
+    told = f"{where}: it was changed: it gives {said} as lines, first and last clock; expected {true}"
+    return [] if said == true else [told]
+
+
 def _check_file(segment: Segment, entry: Entry, entries: Sequence[Entry]) -> str:
     """What is wrong with a sealed file; nothing where it is as it was."""
     try:
         size, digest = digest_of(segment.path)
     except FileNotFoundError:  # it has gone to the archive since it was listed, where it is checked too
         return ""
+    except OSError as error:  # a bad disk is what this looks for
+        return f"{segment.path} cannot be read: {error.strerror}"
     if size < entry.length:
         return f"{segment.path} was cut: {size} bytes, expected {entry.length}"
     if digest == entry.sha256:
@@ -160,7 +184,7 @@ def _check_file(segment: Segment, entry: Entry, entries: Sequence[Entry]) -> str
 
 
 def _loose_ends(
-    name: str, directory: Path, entries: Sequence[Entry], local: dict[int, Segment], upto: int, needed: int
+    name: str, directory: Path, entries: Sequence[Entry], local: dict[int, Segment], noted: int, needed: int
 ) -> Iterator[str]:
     """What the chain does not cover: files that are no part of it, the newest segment, and what the database has read."""
     known, end = {entry.base for entry in entries}, entries[-1].end if entries else 0
@@ -171,8 +195,8 @@ def _loose_ends(
             if base != end:
                 yield f"{name}:{end}: bytes are missing before {segment.path}, which begins at {base}"
             end = base + segment.path.stat().st_size
-    if upto and upto not in {entry.end for entry in entries}:
-        yield f"{directory / ARCHIVED}: it says {upto}, where no segment of the chain ends"
+    if noted and noted not in {entry.end for entry in entries}:
+        yield f"{directory / ARCHIVED}: it says {noted}, where no segment of the chain ends"
     if end < needed:
         yield f"{name}:{end}: the log was cut: it ends there, and up to {needed} was read from it"
 

@@ -10,12 +10,17 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
 
+import storage.manifest
+import storage.verify
 from storage.door import append_events, append_lines
 from storage.manifest import MANIFEST, genesis, read_manifest
+from storage.remote import Remote
+from storage.segment import Segment, list_segments
 from storage.span import span_of
 from storage.store import Store
 from tasks.verify import verify_all
@@ -296,6 +301,85 @@ class TestPlaces:
             path.unlink()
         [problem] = problems(store)
         assert problem.startswith("the database is gone")
+
+
+class TestAtWork:
+    """What is found while the disk fails, or others are at work."""
+
+    def test_a_file_that_cannot_be_read_is_named_and_hides_nothing_else(self, store: Store) -> None:
+        one, two = (store.directory("events", 0) / name for name in local(store)[1:3])
+        one.unlink()
+        one.mkdir()
+        two.write_bytes(b"x" + two.read_bytes()[1:])
+        unreadable, changed = problems(store)
+        assert (
+            unreadable == f"events/0, offsets {int(one.stem)} to {int(two.stem)}: {one} cannot be read: Is a directory"
+        )
+        assert f"{two} was changed" in changed
+
+    def test_where_nothing_can_be_sealed_the_rest_is_verified(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        one = store.directory("events", 0) / local(store)[1]
+        one.write_bytes(b"x" + one.read_bytes()[1:])
+
+        def refuse(path: Path) -> Any:
+            raise OSError(30, "Read-only file system", str(path))
+
+        monkeypatch.setattr(storage.manifest, "locked", refuse)
+        found = problems(store)
+        place = store.directory("events", 0) / MANIFEST
+        assert f"{place}: it cannot be sealed: Read-only file system" in found
+        assert any(f"{one} was changed" in problem for problem in found)
+
+    def test_each_object_is_fetched_once(self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        store, real, fetched = make_store(segment_bytes=300, live_window="1ms"), Remote.open, list[str]()
+        for n in range(24):
+            append_lines(store, "events", [tax(n)])
+        process(store)
+        archive(store)
+        assert read_manifest(store.directory("events", 0))[-1].base < int(local(store)[0].split(".")[0])
+
+        def spy(self: Remote, name: str) -> Any:
+            fetched.append(name)
+            return real(self, name)
+
+        monkeypatch.setattr(Remote, "open", spy)
+        assert problems(store) == []
+        assert sorted(fetched) == sorted(set(fetched))
+        assert "events/0/00000000000000000000.jsonl.zst" in fetched
+        monkeypatch.undo()
+        manifest = store.directory("events", 0) / MANIFEST
+        text = manifest.read_text()
+        manifest.write_text(
+            text.replace('"first":1', '"first":2').replace('"first":2', '"first":1', text.count("first") - 1)
+        )
+        assert any("it was changed: it gives" in problem for problem in problems(store))
+
+    @pytest.mark.parametrize("when", ["while it seals", "while it reads the chain"])
+    def test_an_archive_that_goes_on_meanwhile_is_no_fault(
+        self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch, when: str
+    ) -> None:
+        seals = when == "while it seals"
+        store = make_store(segment_bytes=300, live_window="1ms" if seals else "1d")
+        for n in range(24):
+            append_lines(store, "events", [tax(n)])
+        process(store)
+        archive(make_store(segment_bytes=300, live_window="1d"))
+        module, todo = storage.manifest if seals else storage.verify, [store.directory("events", 0)]
+
+        def listed(directory: Path) -> list[Segment]:
+            found = list_segments(directory)
+            if todo == [directory]:
+                todo.clear()
+                append_lines(store, "events", [tax(24)] * 3)
+                append_lines(store, "events", [tax(25)])
+                archive(store)
+            return found
+
+        monkeypatch.setattr(module, "list_segments", listed)
+        assert problems(store) == []
+        assert todo == []
 
 
 class TestHead:
