@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from storage.append import PartitionWriter
 from storage.errors import UsageError
+from storage.files import allow_files
 from storage.partition import MOST, record_partitions, recorded_partitions
 from storage.reader import PartitionReader
 from storage.segment import check_log_name, make_directory
@@ -28,6 +29,7 @@ class Store:
     """Everything under one HOME, made at first use."""
 
     def __init__(self, settings: Settings) -> None:
+        allow_files()
         self.settings = settings
         self.home = settings.home.resolve()
         self._logs, self._locks = f"{self.home}/logs", self.home / "locks"

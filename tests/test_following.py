@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -14,9 +17,11 @@ from storage.clock import Clock
 from storage.door import append_events
 from storage.errors import AfterlogError
 from storage.store import Store
-from tasks.process import Summary, _followers, positions, process_to_end
+from storage.times import now
+from tasks.process import Summary, _followers, _round, positions, process_to_end
 from tasks.run import Run
 from tasks.topology import build_topology
+from tests.conftest import ROOT
 from tests.helpers import followed
 from tests.operations import wait_for
 
@@ -112,3 +117,38 @@ def test_a_file_of_somebody_elses_beside_the_logs_is_none_of_them(store: Store) 
     before = store.folders(), store.logs()
     (store.home / "logs" / "notes").write_text("mine")
     assert (store.folders(), store.logs()) == before
+
+
+def test_many_partitions_are_not_too_many_files(make_store: MakeStore) -> None:
+    """What a system begins a process with is enough for none of 1,024 partitions, 64 here for 80."""
+    store = make_store(partitions=80)
+    lines = b"".join(
+        b'{"subject": {"id": %d}, "verb": "VISITED", "context": {"at": 1700000000000}}\n' % n for n in range(900)
+    )
+    for command in (["append", "events"], ["process", "--no-prefect"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "deployments.cli", *command], cwd=ROOT, input=lines, capture_output=True, check=False,
+            env={**os.environ, "AFTERLOG_HOME": str(store.home), "AFTERLOG_PARTITIONS": "80"},
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 20_000)),
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (
+            0,
+            b"900 lines appended to events\n" if command[0] == "append" else b"",
+        )
+
+
+def test_one_follower_of_a_processor_ticks_for_all_of_its_partitions(make_store: MakeStore) -> None:
+    """Whoever ticks opens every partition of every log, so with each of many this would be a square of files."""
+    store, item = (
+        make_store(partitions=8, tick_every="1ms", settle="1ms"),
+        {"type": "ITEM", "item": {"id": 1, "count": 1}},
+    )
+    run = run_of(store)
+    with _followers(run, "abandonment", Summary("abandonment")) as followers:
+        for number in range(40):
+            event = {"subject": {"id": number, "type": "CUSTOMER"}, "verb": "ADDED_ITEM_TO_BASKET", "object": item}
+            append_events(store, "events", [{**event, "context": {"at": now() - 3_600_000}}])
+            while _round(run, followers):
+                pass
+        assert sum(follower.position.derived for follower in followers) > 20
+        assert open_files(store) < 8 * len(followers)
