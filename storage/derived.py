@@ -180,9 +180,10 @@ class DerivedWriter:
                 do="Restore a newer database, or run with the code and settings of then until it is past them",
             )  # fmt: skip
         for segment in reversed(list_segments(self.directory)):
+            # What was removed, also by one who died then, is gone for sure: else a power loss may give it back, behind a gap.
+            fsync_directory(self.directory)
             if segment.base > end:
                 segment.path.unlink()
-                fsync_directory(self.directory)  # else a power loss may give it back, behind a gap
                 continue
             # One that begins at `end` stays, empty: without it the sealed one before it would be the newest, and grow.
             handle = os.open(segment.path, os.O_WRONLY)
@@ -192,7 +193,6 @@ class DerivedWriter:
             finally:
                 os.close(handle)
             break
-        fsync_directory(self.directory)
 
     def _difference(self, at: int, data: bytes) -> NondeterminismError:
         found = b"".join(self._bytes(at, min(at + 80, self._there())))
