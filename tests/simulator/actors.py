@@ -108,9 +108,11 @@ class Actors:
         for index, offset in zip(there, error.offsets, strict=True) if error.durable else ():
             # As the door has it: what is too far ahead is elsewhere.
             ahead = is_ahead(lines[index], self.world.wall + settings.ahead)
-            self._confirm(
+            line = self._confirm(
                 "refused" if ahead else "events", 0 if ahead else _partition(lines[index], settings.partitions), offset
             )
+            if line != lines[index] and (tag_of(line) is None or tag_of(line) != tag_of(lines[index])):
+                raise BrokenPromiseError(f"at {offset} lies {line!r}, and an error says that {lines[index]!r} does")
         self.world.disk.fault = None
         return error.missing
 
