@@ -11,7 +11,7 @@ from pathlib import Path
 from storage.errors import AppendError
 from storage.locks import locked
 from storage.manifest import read_manifest, seal_if_possible
-from storage.segment import create_segment, fsync_directory, is_full, list_segments, make_directory
+from storage.segment import create_segment, fsync_directory, is_full, list_segments, make_directory, write_all
 from storage.steps import reached
 from storage.times import now
 
@@ -95,7 +95,8 @@ class PartitionWriter:
         state = os.fstat(tail.handle)
         size = state.st_size
         if size and os.pread(tail.handle, 1, size - 1) != b"\n":
-            size += self._write_all(tail, self._closing)  # a torn line is closed, never cut
+            write_all(tail.handle, self._closing)  # a torn line is closed, never cut
+            size += len(self._closing)
         if is_full(size, state.st_mtime, now(), self.limit, self.daily):
             os.fsync(tail.handle)
             newest = create_segment(self.directory, tail.base + size)
@@ -115,17 +116,11 @@ class PartitionWriter:
             self._tail = tail  # only now: where the fsync failed, the next append tries it again
         return self._tail
 
-    def _write_all(self, tail: _Tail, data: bytes) -> int:
-        written = 0
-        while written < len(data):
-            written += os.write(tail.handle, data[written:] if written else data)
-        return written
-
     def _write(self, tail: _Tail, lines: Sequence[bytes], offsets: list[int]) -> AppendError | None:
         if not lines:
             return None
         try:
-            self._write_all(tail, b"\n".join([*lines, b""]))
+            write_all(tail.handle, b"\n".join([*lines, b""]))
         except OSError as error:
             end = tail.base + os.fstat(tail.handle).st_size
             # A line that lacks nothing but its newline is in: the next append closes it. An empty one is nothing without it.

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from storage.errors import LostDataError
 from storage.locks import locked
 from storage.reader import PartitionReader, lost_log
-from storage.recorded import parse_tick
+from storage.recorded import parse_tick, parse_version
 from storage.store import CLOCK, Store
 from storage.times import now
 
@@ -133,8 +133,8 @@ class Clock:
         while block := self._reader.read(start, end, 4 << 20, 1 << 20):
             start = block.start
             for line in block.lines:
-                if b'"VERSION"' in line and (event := _parse(line)) is not None and event["verb"] == "VERSION":
-                    found.append({**event["object"], "at_clock": start})
+                if b'"VERSION"' in line and (version := parse_version(line)) is not None:
+                    found.append({**version, "at_clock": start})
                 start += len(line) + 1
         return found
 
@@ -165,14 +165,6 @@ def _line(verb: str, obj: dict[str, Any], at: int) -> bytes:
             "event": {"inserted_at": now()},
         }
     )
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        event: dict[str, Any] = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return None
-    return event
 
 
 def _lost_clock(found: int, expected: int) -> LostDataError:

@@ -21,6 +21,7 @@ from storage.segment import (
     is_full,
     list_segments,
     make_directory,
+    write_all,
 )
 from storage.steps import reached
 from storage.times import now
@@ -142,9 +143,7 @@ class DerivedWriter:
             newest = create_segment(self.directory, at)
         handle = os.open(newest.path, os.O_WRONLY | os.O_APPEND)
         try:
-            done = 0
-            while done < len(data):
-                done += os.write(handle, data[done:] if done else data)
+            write_all(handle, data)
             reached("derived-written")
             if durable:
                 os.fsync(handle)

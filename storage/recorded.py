@@ -116,7 +116,7 @@ def versions(store: Store, processor: str, log: str, partition: int, generation:
     while block := reader.read(place, end, _BLOCK, _MAX_LINE):
         if b'"VERSION"' in b"\n".join(block.lines):
             for line in block.lines:
-                obj = _parse(line, "VERSION")
+                obj = parse_version(line)
                 if obj is not None and (obj["processor"], obj["generation"]) == (processor, generation):
                     start = obj["from"].get(name)
                     if start is not None:
@@ -140,6 +140,11 @@ def in_force(known: list[Version], offset: int, run_since: int | None = None) ->
 def parse_tick(line: bytes) -> dict[str, Any] | None:
     """What a line of the clock says of a tick; None for any other line, and for one that a crash tore."""
     return _parse(line, "TICK")
+
+
+def parse_version(line: bytes) -> dict[str, Any] | None:
+    """The same of settings and code."""
+    return _parse(line, "VERSION")
 
 
 def _parse(line: bytes, verb: str) -> dict[str, Any] | None:

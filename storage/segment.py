@@ -186,6 +186,13 @@ def create_segment(directory: Path, base: int) -> Segment:
     return segment
 
 
+def write_all(handle: int, data: bytes) -> None:
+    """Write all of it, however little the system takes at once."""
+    done = 0
+    while done < len(data):
+        done += os.write(handle, data[done:] if done else data)
+
+
 def is_full(size: int, modified: float, now: int, limit: int, daily: bool) -> bool:
     """Whether a segment is to be sealed before the next append: at its size, or at UTC midnight."""
     if size == 0:
