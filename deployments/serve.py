@@ -59,8 +59,12 @@ class _Runner(Runner):
 
 
 def new_runner(query_seconds: float = QUERY_SECONDS) -> Runner:
-    """A runner that has nothing to run yet. One that ends leaves the schedules on: the next one goes on with them."""
-    return _Runner(name="afterlog", query_seconds=query_seconds, pause_on_shutdown=False)
+    """A runner that has nothing to run yet. One that ends leaves the schedules on: the next one goes on with them.
+
+    It runs all that is due, whatever else runs: replays that ask a person live for days, and five of them, Prefect's limit,
+    kept every shift from starting.
+    """
+    return _Runner(name="afterlog", query_seconds=query_seconds, pause_on_shutdown=False, limit=None)
 
 
 async def register(runner: Runner, settings: Settings) -> list[UUID]:
