@@ -11,7 +11,7 @@ from pydantic import Field
 
 from flows.alerts import watched
 from flows.artifacts import Report
-from flows.running import conclude, not_needed, open_run
+from flows.running import SIDE_BY_SIDE, conclude, not_needed, open_run
 from flows.shift import Shift, Superseded
 from storage.errors import UsageError
 from storage.times import LATEST, parse_moment
@@ -24,7 +24,7 @@ Moment = Annotated[datetime, Field(json_schema_extra={"pattern": _TIME})]
 AsOfParameter = Literal["now", "log-end"] | Moment | Annotated[int, Field(ge=0, le=LATEST)]
 
 
-@flow(name="process", flow_run_name="process", log_prints=False)
+@flow(name="process", flow_run_name="process", log_prints=False, task_runner=SIDE_BY_SIDE)
 def process(as_of: AsOfParameter = "now", shift: bool = False) -> list[Summary]:
     """Run every processor over what raw logs hold beyond its checkpoint.
 

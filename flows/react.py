@@ -10,14 +10,14 @@ from pydantic import Field
 
 from flows.alerts import watched
 from flows.artifacts import Report
-from flows.running import conclude, not_needed, open_run
+from flows.running import SIDE_BY_SIDE, conclude, not_needed, open_run
 from flows.shift import Shift, Superseded
 from storage.errors import UsageError
 from tasks.prefect_tasks import deliver_task, follow_mail_task, follow_task, process_task
 from tasks.topology import DELIVER
 
 
-@flow(name="react", flow_run_name="react", log_prints=False)
+@flow(name="react", flow_run_name="react", log_prints=False, task_runner=SIDE_BY_SIDE)
 def react(limit: Annotated[int, Field(ge=1)] | None = None, shift: bool = False) -> Any:
     """Turn abandoned baskets into reminders, and deliver every mail that is due.
 

@@ -70,9 +70,9 @@ def settled(state: Any, expected: int) -> list[Any]:
     return runs
 
 
-def start_shift(flow: str, server: str, log: Path) -> subprocess.Popen[bytes]:
+def start_shift(flow: str, server: str, log: Path, **more: str) -> subprocess.Popen[bytes]:
     code = f"from flows.{flow} import {flow}; {flow}(shift=True)"
-    env = {**os.environ, "PREFECT_API_URL": server}
+    env = {**os.environ, "PREFECT_API_URL": server, **more}
     return subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, env=env, stdout=log.open("ab"), stderr=subprocess.STDOUT
     )
@@ -114,6 +114,17 @@ def test_one_processor_that_fails_is_retried_and_holds_back_no_other(
     (tmp_path / "picky_one.py").write_text(FAILING.replace('"poison"', '"nobody"'))
     assert process(return_state=True).is_completed()
     assert log_bytes(home, "picked").count(b"\n") == 3
+
+
+def test_every_processor_follows_however_few_threads_prefect_is_set_to(home: Path, server: str, tmp_path: Path) -> None:
+    store = Store(load_settings())
+    append_events(store, "events", [customer_event(1)])
+    shift = start_shift("process", server, tmp_path / "shift.log", PREFECT_TASKS_RUNNER_THREAD_POOL_MAX_WORKERS="1")
+    try:
+        wait_for(lambda: {p.processor for p in positions(store) if p.lines} == PROCESSORS, 60)
+    finally:
+        shift.kill()
+        shift.wait()
 
 
 def test_the_processor_of_the_docs_runs_in_the_flow_as_a_task_of_its_name(
