@@ -11,8 +11,11 @@ from prefect.runtime import flow_run
 # What Markdown or HTML give a meaning to, and what makes a link of a plain text. Backslashes, as the UI shows an entity
 # in a heading or a table by its number.
 _SPECIAL = re.compile(r"[!#&*<>@\[\\\]_`{|}~]|:(?=//)|(?<=[wW]{3})\.")
-# The cell of a table artifact has no such way out: what begins like a tag becomes HTML, what looks like a link a link.
-_IN_CELL = re.compile(r"(?<=<)|(?<=\])(?=\()")
+# One of Prefect's two UIs takes the cell of a table artifact for Markdown, the other for plain text: what is put in must not
+# be seen. A space of no width breaks tags, entities, links, and what makes a list or a heading of the line.
+_IN_CELL = re.compile(r"(?<=[<&\\])|(?<=\])(?=[(\[])|(?<=:)(?=//)|(?<=[wW]{3})(?=\.)|(?=@)|^(?=[-#>+=\[~`]|\d+[.)])")
+# A mark opens nothing before white space, which a byte order mark is to the UI; within a word an underscore is no mark.
+_MARKS = re.compile(r"\*+|~+|(?<!\w)_+|_+(?!\w)")
 _TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # overrides of the writing direction
 
 
@@ -30,8 +33,9 @@ def escape(value: object, limit: int = 120) -> str:
 
 
 def cell(value: object, limit: int = 120) -> str:
-    """`line_of` such that the cell of a table artifact shows it as it is: a space of no width breaks tags and links."""
-    return _IN_CELL.sub("\u200b", line_of(value, limit))
+    """`line_of` such that the cell of a table artifact shows it as it is: no tag, link, list or style comes of it."""
+    shown = _MARKS.sub(lambda found: found[0] + "\ufeff", _IN_CELL.sub("\u200b", line_of(value, limit)))
+    return shown.replace("`", "\\`") if shown.count("`") > 1 else shown  # nothing that is not seen breaks these
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

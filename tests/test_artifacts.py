@@ -82,8 +82,9 @@ def test_markdown_of_an_event_is_escaped_character_by_character() -> None:
     assert re.sub(r"\\(.)", r"\1", shown) == line_of(NASTY, 500)
     assert "https://" not in shown
     assert "www." not in shown
-    for dangerous in (r"<\w", r"\]\("):
+    for dangerous in (r"<\w", r"\]\(", r"://", r"[wW]{3}\.", r"&\w", r"[*~]\w"):
         assert not re.search(dangerous, cell(NASTY, 500))
+    assert cell("top_word by 15") == "top_word by 15", "what is searched for in the UI holds nothing that is not seen"
 
 
 def test_a_run_is_named_by_its_range_and_outcome_and_a_second_one_says_that_nothing_is_new(

@@ -40,6 +40,12 @@ NASTY = (
     '<script>window.hacked=1</script><img src=x onerror="window.hacked=2"> a|b `c` *d*\n'
     "[e](javascript:window.hacked=3) [f](/runs) <b>g</b>"
 )
+MARKED = [
+    "**b** x", "a *em* b", "2*3*4", "***a***", "_u_", "__init__", "**a _b_ c**", "~~s~~ x", "H~2~O", "`c` x", "``a`` `b`", "~~~",
+    "```js", "# head", "#", "- item", "-", "+ item", "* item", "1. one", "2024. x", "10) y", "> q", "---", "* * *", "_ _ _",
+    "- [x] done", "[r]: http://x", "http://evil.example/x", "see www.evil.example", "a@b.co", "![i](http://x/y.png)", "[l](/runs)",
+    "<b>x</b>", "<http://x>", "&lt;b&gt;", "&#60;", "\\*x\\*", "snake_case", "a | b", "$x$", "-5", "plain",
+]  # fmt: skip
 BROWSER = ["--no-sandbox", "--disable-gpu"]
 # What turns and fades is drawn by the processor here, and is nothing that a test looks at.
 STILL = """addEventListener("DOMContentLoaded", () => {
@@ -255,6 +261,20 @@ def test_what_an_event_holds_is_shown_and_does_nothing(wide: Site) -> None:
         assert wide.page.evaluate("window.hacked") is None
         assert wide.page.locator("table b, table script, table img, table a").count() == 0
     wide.keep("nasty")
+
+
+def test_the_cell_of_a_table_shows_any_text_as_it_is(wide: Site) -> None:
+    from flows.markdown import cell
+
+    made = wide.api("/artifacts/", key="marked", type="table", data=json.dumps([{"x": cell(text)} for text in MARKED]))
+    wide.open(f"/artifacts/artifact/{made['id']}", "plain")
+    wide.keep("marked")
+    shown = wide.page.evaluate("[...document.querySelectorAll('tbody td')].map(each => each.textContent)")
+    assert [re.sub("[\u200b\ufeff]", "", text) for text in shown] == MARKED
+    paragraphs = wide.page.evaluate(
+        "[...document.querySelectorAll('tbody article > div')].map(each => each.childElementCount)"
+    )
+    assert paragraphs == [0] * len(MARKED), "nothing but text is in any of them"
 
 
 def test_a_run_that_found_nothing_says_so_and_leaves_no_artifact(site: Site) -> None:
