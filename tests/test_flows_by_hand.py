@@ -69,6 +69,32 @@ def test_the_brake_is_put_on_and_released_and_what_is_held_dropped(store: Store)
     assert "delivery is running: nothing is held" in state.message
 
 
+def test_the_last_word_on_the_brake_holds_whichever_run_begins_first(store: Store, server: str) -> None:
+    from deployments.definitions import DEFINITIONS, build
+    from deployments.serve import new_runner
+
+    async def register() -> None:
+        definition = next(d for d in DEFINITIONS if d.flow.name == "brake")
+        await new_runner().aadd_deployment(await build(definition, load_settings()))
+
+    def execute(ident: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "prefect", "flow-run", "execute", ident]
+        return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PREFECT_API_URL": server})
+
+    asyncio.run(register())
+    api = Api(server)
+    try:
+        first, last = (api.start("brake/by-hand", action=action) for action in ("resume", "pause"))
+        ahead = execute(last)
+        wait_for(lambda: read_brake(store.database).state == "PAUSED", instead=lambda: api.told(last))
+        for run in (execute(first), ahead):
+            assert run.wait(PATIENCE) == 0
+        assert [api.finished(each)["state_type"] for each in (first, last)] == ["COMPLETED", "COMPLETED"]
+        assert read_brake(store.database).state == "PAUSED"
+    finally:
+        api.delete(f"/deployments/{api.deployments()['brake/by-hand']['id']}")
+
+
 def test_when_delivery_stops_itself_a_prefect_event_says_why_and_the_artifact_too(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
