@@ -11,7 +11,7 @@ from prefect.client.orchestration import get_client
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.runtime import deployment, flow_run
 
-from storage.errors import UsageError
+from storage.errors import AfterlogError, UsageError
 from storage.settings import Settings, load_settings
 
 _LONGEST = 150
@@ -43,6 +43,19 @@ def rename(name: str, tags: Iterable[str] = ()) -> None:
         get_run_logger().warning("The run keeps its name: Prefect's server did not take another one (%r)", error)
 
 
+def _in_a_sentence(record: logging.LogRecord) -> bool:
+    """Have the run's log tell what was refused or failed once, in its sentence: Prefect's lines tell it twice, with a traceback.
+
+    A fault of ours, and what a processor of somebody's own raised, keeps its traceback: that is another error, or a task's.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    if not isinstance(error, AfterlogError):
+        return True
+    again = str(record.msg).startswith("Engine execution exited")
+    record.msg, record.args, record.exc_info, record.exc_text = str(error), (), None, None
+    return not again
+
+
 def _outlive_runner() -> None:
     """Have the console fall silent where nobody reads it any more: a runner that was killed leaves a broken pipe behind.
 
@@ -52,3 +65,8 @@ def _outlive_runner() -> None:
     handlers = {handler for each in loggers if isinstance(each, logging.Logger) for handler in each.handlers}
     for console in (handler.console for handler in handlers if isinstance(handler, PrefectConsoleHandler)):
         console.on_broken_pipe = partial(setattr, console, "quiet", True)  # type: ignore[method-assign]  # meant to be replaced
+
+
+logging.getLogger("prefect.flow_runs").addFilter(
+    _in_a_sentence
+)  # here: a flow may refuse before it asks for its settings

@@ -18,6 +18,7 @@ import pytest
 
 from storage.brake import read_brake
 from storage.door import append_lines
+from storage.errors import UsageError
 from storage.settings import load_settings
 from storage.store import Store
 from storage.times import now
@@ -365,6 +366,28 @@ def test_what_a_shift_cannot_heed_is_refused_and_nothing_runs(
     assert state.is_failed()
     assert f"found {next(iter(parameters))} " in state.message
     assert log_bytes(home, "clock") == b""
+
+
+def test_the_log_of_a_run_tells_a_refusal_once_and_in_a_sentence(home: Path, server: str) -> None:
+    from prefect import get_client
+    from prefect.flow_engine import run_flow
+    from prefect.logging.loggers import flow_run_logger
+
+    from flows.process import process
+
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(process, parameters={"as_of": "2090-01-01T00:00:00Z"})
+    with pytest.raises(UsageError, match="as-of lies ahead"):
+        run_flow(process, run, error_logger=flow_run_logger(run))  # as the process of a run does
+    api = Api(server)
+
+    def told() -> list[str]:
+        logs = api.post("/logs/filter", logs={"flow_run_id": {"any_": [str(run.id)]}}, sort="TIMESTAMP_ASC")
+        return [log["message"] for log in logs]
+
+    found = wait_for(lambda: (lines := told()) and lines[-1].startswith("Finished in state Failed") and lines)
+    assert [line.startswith("as-of lies ahead; found 2090-") for line in found] == [False, True, False]
+    assert not [line for line in found if "Traceback" in line]
 
 
 def test_every_field_of_a_form_is_described(home: Path) -> None:
