@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flows.markdown import escape, run_link, table
-from flows.naming import Done, ended
+from flows.naming import Done, ended, why_not
 from storage.times import now, show, show_duration
 from tasks.deliver import DeliverySummary
 from tasks.run import Run
@@ -47,7 +47,7 @@ def _mails(mails: DeliverySummary) -> str:
     if mails.held:
         head += f"\n\n**Mails are held:** {escape(mails.held, 500)}"
     states = [(state, count) for state, count in sorted(mails.states.items()) if count]
-    reasons = mails.reasons.most_common(20)
+    reasons = why_not(mails, 20)
     parts = [head, *([table(("state", "mails"), states)] if states else [])]
     return "\n\n".join([*parts, *([table(("why not", "mails"), reasons)] if reasons else [])])
 

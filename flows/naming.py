@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +13,7 @@ from tasks.process import Summary, positions
 from tasks.run import Run
 
 NOTHING_NEW = "Nothing new"
+_WHEN = re.compile(r":? at \d{4}-\d\d-\d\dT[\d:.]+Z")
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,18 @@ def lines_of(done: Done) -> list[str]:
         states = ", ".join(f"{count:,} {state}" for state, count in sorted(mails.states.items()) if count)
         if mails.taken_in or states:
             lines.append(f"deliver: {mails.taken_in:,} taken in, {states or 'none decided'}, {mails.waiting:,} waiting")
-        lines += [f"deliver: {count:,} x {reason}" for reason, count in mails.reasons.most_common(5)]
+        lines += [f"deliver: {count:,} x {reason}" for reason, count in why_not(mails, 5)]
     return lines
+
+
+def why_not(mails: DeliverySummary, most: int) -> list[tuple[str, int]]:
+    """Why mails were not sent, the `most` frequent reasons and how many all others have; when it was tells no two of them apart."""
+    reasons: Counter[str] = Counter()
+    for reason, count in mails.reasons.items():
+        reasons[_WHEN.sub("", reason)] += count
+    found = reasons.most_common(most)
+    rest = reasons.total() - sum(count for _, count in found)
+    return [*found, ("other reasons", rest)] if rest else found
 
 
 def outcome_tags(run: Run, done: Done) -> set[str]:

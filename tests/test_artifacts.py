@@ -159,6 +159,23 @@ def test_mails_are_shown_by_recipient_and_reason_and_neither_address_nor_passwor
     assert "seven@example.com" not in told
 
 
+def test_why_mails_were_not_sent_is_counted_by_reason_and_accounts_for_all() -> None:
+    from flows.naming import Done, lines_of, why_not
+    from tasks.deliver import DeliverySummary
+
+    reasons = Counter({f"ordered since: at 2026-11-28T17:{n}:05.772Z": 1 for n in range(10, 40)})
+    reasons |= {"too soon: mailed at 2026-11-28T17:34:05Z, when another generation was live": 2}
+    reasons |= Counter({f"550 no such user {n}": 1 for n in range(25)})
+    mails = DeliverySummary(57, Counter(SUPPRESSED=57), reasons)
+    assert why_not(mails, 2) == [
+        ("ordered since", 30), ("too soon: mailed, when another generation was live", 2), ("other reasons", 25),
+    ]  # fmt: skip
+    assert sum(count for _, count in why_not(mails, 20)) == 57
+    lines = lines_of(Done([], [mails]))
+    assert "deliver: 30 x ordered since" in lines
+    assert lines[-1] == "deliver: 22 x other reasons"
+
+
 def test_a_shift_says_what_it_follows_and_tells_on_its_way(home: Path, server: str, tmp_path: Path) -> None:
     store = Store(load_settings())
     append_lines(store, "events", [left(7)])
