@@ -105,7 +105,9 @@ def _for_runs(settings: Settings) -> Iterator[AutomationCore]:
         "a crashed run is run again",
         f"At most {TRIES} times; a run goes on at its checkpoints, and a shift that is late gives way to its successor.",
         _on_runs(
-            {f"{_RUNS}Crashed"}, _tagged("shift", "by-hand"), **{"prefect.run-count": [str(n) for n in range(TRIES)]}
+            {f"{_RUNS}Crashed"},
+            _tagged("shift", "by-hand", "daily"),
+            **{"prefect.run-count": [str(n) for n in range(TRIES)]},
         ),
         ChangeFlowRunState(
             name="AwaitingRetry",

@@ -49,6 +49,15 @@ def test_the_period_of_shifts_is_the_settings(monkeypatch: pytest.MonkeyPatch) -
     assert to_yaml(load_settings(shift_every="90s")).count("- interval: 90\n") == 2
 
 
+def test_a_crashed_run_of_any_deployment_is_run_again() -> None:
+    from deployments.automations import _for_runs
+    from deployments.definitions import DEFINITIONS
+
+    again = next(each for each in _for_runs(load_settings()) if each.name.endswith("run again"))
+    tags = again.trigger.match_related["prefect.resource.id"]
+    assert {f"prefect.tag.{definition.name}" for definition in DEFINITIONS} <= set(tags)
+
+
 def run_by_hand(api: Api, home: Path) -> tuple[Any, list[str]]:
     """Run the seed through `process/by-hand`: what the run is in the end, and the ids of all that was derived.
 
