@@ -43,7 +43,7 @@ def _worth_retrying(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
 def _retried(name: str) -> Callable[[Any], Any]:
     return task(
         name=name, retries=RETRIES, retry_condition_fn=_worth_retrying, cache_policy=NO_CACHE, persist_result=False,
-        task_run_name="{name}",
+        task_run_name="{name}", retry_delay_seconds=0,  # said, since a person's Prefect may have another default
     )  # fmt: skip
 
 

@@ -61,13 +61,15 @@ def task_runs(flow_run_id: object) -> list[Any]:
 
 
 def settled(state: Any, expected: int) -> list[Any]:
-    """The task runs of a flow run; they reach the server a moment after the run has ended."""
-    for _ in range(50):
+    """The task runs of a flow run; they, and what became of them, reach the server after the run has ended."""
+
+    def all_ended() -> list[Any]:
         runs = task_runs(state.state_details.flow_run_id)
-        if len(runs) >= expected:
-            return runs
-        time.sleep(0.2)
-    return runs
+        ended = len(runs) >= expected and all(run.state is not None and run.state.is_final() for run in runs)
+        return runs if ended else []
+
+    found: list[Any] = wait_for(all_ended, every=0.2)
+    return found
 
 
 def start_shift(flow: str, server: str, log: Path, **more: str) -> subprocess.Popen[bytes]:
@@ -125,6 +127,13 @@ def test_every_processor_follows_however_few_threads_prefect_is_set_to(home: Pat
     finally:
         shift.kill()
         shift.wait()
+
+
+def test_a_retry_waits_where_a_stop_ends_it_whatever_prefect_is_set_to() -> None:
+    code = "from tasks.prefect_tasks import *; print([t.retry_delay_seconds for t in (process_task, follow_task, deliver_task)])"
+    env = {**os.environ, "PREFECT_TASKS_DEFAULT_RETRY_DELAY_SECONDS": "60"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "[0, 0, 0]\n"
 
 
 def test_the_processor_of_the_docs_runs_in_the_flow_as_a_task_of_its_name(
