@@ -195,31 +195,43 @@ def _side_by_side(run: ReplayRun, names: list[str], one: Callable[[Run, str], Su
     return outcome.summaries
 
 
+def _places(run: ReplayRun, plan: Plan, name: str, goals: Goals) -> dict[int, Place]:
+    """Up to where to go in each partition, without those that the live one has not begun with."""
+    log = run.topology.reads(name)
+    partitions = run.store.partitions(log, run.generation(log))
+    if log in plan.logs:
+        return {part: Place(run.store.committed_end(log, part, run.generation(log))) for part in partitions}
+    return {part: goals[name, part] for part in partitions if (name, part) in goals}
+
+
 def _bring(run: ReplayRun, plan: Plan, name: str, goals: Goals, versions: Versions | None) -> Summary:
-    log, summary = run.topology.reads(name), Summary(name)
-    recorded = plan.request.as_of == "recorded"
-    for partition in run.store.partitions(log, run.generation(log)):
-        if log in plan.logs:
-            goal = Place(run.store.committed_end(log, partition, run.generation(log)))
-        elif (name, partition) in goals:
-            goal = goals[name, partition]
-        else:
-            continue  # the live one has not begun with it
-        if versions is None:
-            known = versions_of(run, name, partition, plan.base, plan.changed.get(name, {}), ticks=recorded)
-        else:
-            known = versions(name, partition)
-        follower = ReplayFollower(run, name, partition, known)
-        if follower.target is not None:
-            follower.target.author = run.author
-        before = Position(**asdict(follower.position))
-        try:
-            if recorded or goal.tick_offset == 0:
-                follower.run_to(goal)
-            elif not goal.is_reached(follower.position):
-                follower.run_to(Place(goal.offset))
-                follower.tick_once(goal, plan.request.as_of)
-        finally:
-            follower.close()
-            summary.add(before, follower.position)
+    summary, places, as_of = Summary(name), _places(run, plan, name, goals), plan.request.as_of
+    recorded = as_of == "recorded"
+
+    def each(work: Callable[[ReplayFollower, Place], None]) -> int:
+        """Have a follower of each partition do its work; gives the greatest clock of all."""
+        greatest = 0
+        for partition, goal in places.items():
+            if versions is None:
+                known = versions_of(run, name, partition, plan.base, plan.changed.get(name, {}), ticks=recorded)
+            else:
+                known = versions(name, partition)
+            follower = ReplayFollower(run, name, partition, known)
+            if follower.target is not None:
+                follower.target.author = run.author
+            before = Position(**asdict(follower.position))
+            try:
+                work(follower, goal)
+            finally:
+                follower.close()
+                summary.add(before, follower.position)
+            greatest = max(greatest, follower.position.clock)
+        return greatest
+
+    if recorded:
+        each(ReplayFollower.run_to)
+    else:
+        end = each(lambda follower, goal: follower.run_to(Place(goal.offset)))
+        # Of all partitions: a quiet one is judged as of the log's end too.
+        each(lambda follower, goal: follower.tick_once(goal, as_of if isinstance(as_of, int) else end))
     return summary

@@ -10,7 +10,6 @@ from storage.clock import Clock, Snapshot, Tick
 from storage.reader import PartitionReader
 from storage.store import Store
 from tasks.follow import PartitionFollower
-from tasks.replay_plan import Ticks
 from tasks.run import COLLECTOR, Run
 from tasks.timeline import Place, Version, by_clock, in_force, recorded, without_ticks
 from tasks.topology import Topology
@@ -46,12 +45,11 @@ class ReplayFollower(PartitionFollower):
         if not goal.is_reached(self.position):
             self.advance(Snapshot(goal.offset, goal.tick_offset))
 
-    def tick_once(self, goal: Place, as_of: Ticks) -> None:
-        """Take one tick at the end, instead of the recorded ones: of a time, or of the log's greatest clock."""
-        if self.position.tick_offset >= goal.tick_offset > 0:
+    def tick_once(self, goal: Place, as_of: int) -> None:
+        """Take one tick at the end, instead of the recorded ones; none where there are none."""
+        if self.position.tick_offset >= goal.tick_offset:
             return
-        time = as_of if isinstance(as_of, int) else self.position.clock
-        tick = Tick(time, {self.reader.name: goal.offset}, goal.tick_offset)
+        tick = Tick(as_of, {self.reader.name: goal.offset}, goal.tick_offset)
         with COLLECTOR.paused():
             self._take_tick(tick)
         self.confirm()

@@ -320,6 +320,15 @@ def test_one_tick_instead_of_the_recorded_ones(store: Store) -> None:
     assert end.logs[0].removed == 1
 
 
+def test_the_end_of_a_log_is_that_of_all_its_partitions(make_store: Callable[..., Store]) -> None:
+    store = make_store(partitions=2)
+    append_lines(store, "events", [*(line(customer, 0) for customer in range(8)), line(99, 60, "VIEWED")])
+    process(store.home, as_of="log-end")
+    _, found = again(store, processors=("abandonment",), as_of="log-end")
+    assert found.is_nothing
+    assert found.logs[0].same == 8
+
+
 @pytest.mark.parametrize(
     ("wanted", "words"),
     [
