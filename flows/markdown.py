@@ -13,7 +13,9 @@ from prefect.runtime import flow_run
 _SPECIAL = re.compile(r"[!#&*<>@\[\\\]_`{|}~]|:(?=//)|(?<=[wW]{3})\.")
 # One of Prefect's two UIs takes the cell of a table artifact for Markdown, the other for plain text: what is put in must not
 # be seen. A space of no width breaks tags, entities, links, and what makes a list or a heading of the line.
-_IN_CELL = re.compile(r"(?<=[<&\\])|(?<=\])(?=[(\[])|(?<=:)(?=//)|(?<=[wW]{3})(?=\.)|(?=@)|^(?=[-#>+=\[~`]|\d+[.)])")
+_IN_CELL = re.compile(
+    r"(?<=[<&\\])|(?<=\])(?=[(\[])|(?<=:)(?=//)|(?<=[wW]{3})(?=\.)|(?=@)|^(?=[#>=\[~`]|[-+](?!\d)|\d+[.)](?!\S))"
+)
 # A mark opens nothing before white space, which a byte order mark is to the UI; within a word an underscore is no mark.
 _MARKS = re.compile(r"\*+|~+|(?<!\w)_+|_+(?!\w)")
 _TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # overrides of the writing direction
@@ -52,4 +54,4 @@ def run_link() -> str:
 
 
 def _unprintable(character: str) -> bool:
-    return unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} or character in _TURNS
+    return unicodedata.category(character) in {"Cc", "Cs"} or character in _TURNS

@@ -6,7 +6,7 @@ A mail's recipient is shown by type and id, never by address: what Prefect keeps
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
 import sqlalchemy as sa
@@ -29,7 +29,7 @@ Row = dict[str, str]
 def abandoned_baskets(store: Store) -> list[Row]:
     """The latest abandoned baskets, and what the log has shown of them since."""
     events = latest_events(store, "baskets", _LOOK_BACK)
-    outcomes = {_at(event, "context", "abandonment"): _outcome(event) for event in reversed(events)}
+    outcomes = {_at(event, "context", "abandonment"): _outcome(event) for event in events}
     left = [event for event in events if verb_of(event) == "ABANDONED_BASKET"][:ROWS]
     return [_basket_row(event, outcomes.get(_at(event, "event", "id"), "")) for event in left]
 
@@ -152,11 +152,8 @@ def _number(item: Any, name: str, default: int | None = None) -> Decimal | None:
     value = item.get(name, default) if isinstance(item, Mapping) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    try:
-        number = Decimal(str(value))
-    except InvalidOperation:
-        return None
-    return number if number.is_finite() and abs(number) < _LARGEST else None
+    number = Decimal(str(value))
+    return number if abs(number) < _LARGEST else None
 
 
 def _shown(value: object) -> str:

@@ -76,9 +76,7 @@ class Watch:
         for p in positions(self._store):
             if p.log in raw:
                 lines, bad = by_processor.get((p.log, p.processor), (0, 0))
-                # The processor `quarantine` takes bad lines as its work, and derives an event for each.
-                mine = p.derived if p.processor == "quarantine" else p.quarantined
-                by_processor[p.log, p.processor] = lines + p.lines, bad + mine
+                by_processor[p.log, p.processor] = lines + p.lines, bad + p.quarantined
         for log in raw:
             most = max((found for (of, _), found in by_processor.items() if of == log), default=(0, 0))
             counts[f"{log}/lines"], counts[f"{log}/bad"] = most
@@ -127,7 +125,7 @@ def to_tell(store: Store, holding: Iterable[Alert], wall: int) -> list[Alert]:
         told = {key: at for key, at in told.items() if at - wall < again}
         due = [alert for key, alert in now_holding.items() if wall - told.get(key, wall - again) >= again]
         # A lag that comes and goes is one condition: what ended is forgotten only when its turn to be told would come.
-        notes = {key: at for key, at in told.items() if key in now_holding or wall - at < again}
+        notes = {key: at for key, at in told.items() if wall - at < again}
         notes |= {alert.key: wall for alert in due}
         _write_notes(path, told, notes)
     return due

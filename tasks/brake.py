@@ -75,7 +75,7 @@ class BrakeCheck:
         silent_since = last_append(self._run.store, self._run.topology.reads("abandonment"))
         if wall - silent_since < self._settings.brake_silence:
             return ""
-        since = max(silent_since, released + BUCKET if released else 0, wall - HOUR)
+        since = max(silent_since, released + BUCKET, wall - HOUR)
         count = tally_since(self._database, ABANDONED, since)
         if count <= self._settings.brake_surge_floor:
             return ""

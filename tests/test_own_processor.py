@@ -28,5 +28,5 @@ def test_one_without_event_and_process_says_what_is_missing(
     use(tmp_path, monkeypatch, EMPTY)
     store = make_store(processors=("own_mailer",))
     append_lines(store, "events", [line(1, 0)])
-    with pytest.raises(AfterlogError, match=r"events:0:0: .*processor empty has neither `event` nor `process`"):
+    with pytest.raises(AfterlogError, match=r"events:0:0: .*empty has neither `event` nor `process`.*own_mailer.py$"):
         process_to_end(Run(store, build_topology(store.settings), "test"), "empty", None)

@@ -49,10 +49,8 @@ def check_settled(processor: Processor[Any], still_due: Iterator[str]) -> None:
 
 
 def _line(processor: Processor[Any], error: BaseException) -> str:
-    """Where in the code it was: the last line of the processor's own file, if it got there."""
+    """Where in the code it was: the last line of the processor's own file, else that file."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [
-        frame for frame in frames if frame.filename == getattr(sys.modules[type(processor).__module__], "__file__", "")
-    ]
-    found = (own or frames)[-1]
-    return f"{found.filename}:{found.lineno}"
+    file = getattr(sys.modules[type(processor).__module__], "__file__", "")
+    own = [frame for frame in frames if frame.filename == file]
+    return f"{file}:{own[-1].lineno}" if own else str(file)
