@@ -40,6 +40,9 @@ def open_run(flow: str, final: FinalTick | None = None) -> Iterator[Run]:
     tokens = CURRENT_RUN.set(run), CURRENT_END.set(final)
     try:
         yield run
+    except BaseException:
+        run.grace = Run.grace  # a signal in the middle of a hand-over, say
+        raise
     finally:
         # Signals, cancels and time limits come as exceptions of every kind; this must not depend on which.
         run.stop.set()

@@ -20,6 +20,8 @@ from tasks.run import Run
 LOOK_EVERY = 0.05
 LOOK_ANYWAY = 5.0
 READY_WITHIN = 15.0
+HAND_OVER = 10.0
+"""Seconds for a mail on its way: the successor waits at the lock, and a server that scans mails takes some."""
 
 
 class Superseded(Exception):
@@ -51,6 +53,11 @@ class Shift:
 
     def hold(self, futures: list[PrefectFuture[Any]]) -> str:
         """Take over once every follower is ready, and return when the shift is over, with the reason in words."""
+        why = self._until_over(futures)
+        self.run.grace = HAND_OVER
+        return why
+
+    def _until_over(self, futures: list[PrefectFuture[Any]]) -> str:
         done: list[PrefectFuture[Any]] = []
         for future in futures:
             future.add_done_callback(done.append)

@@ -39,7 +39,7 @@ _FIRST_DELAY = 5_000
 _AT_ONCE = 200
 _DECIDE_EVERY = 0.25
 _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 60.0  # seconds after a try to reach the mail server
-_GRACE = 0.5  # seconds that a send may still take once the run is to stop
+_LOOK_EVERY = 0.1  # seconds
 
 
 @dataclass
@@ -86,7 +86,8 @@ class Deliverer:
     def round(self, limit: int | None = None) -> bool:
         """Take in what is there and try what is due, unless mails are held; says whether there was anything.
 
-        Where the mail server cannot be reached, or does not let us in, one mail has found out for all: they wait for a while.
+        Where the mail server cannot be reached, or does not let us in, one mail has found out for all: those that were to be sent
+        wait for a while.
         """
         taken = self._take_in()
         decided = self._carry_out()
@@ -119,10 +120,12 @@ class Deliverer:
         return taken
 
     def _interrupt_when_stopped(self) -> None:
-        """A mail server that does not answer must not keep a stopped run alive."""
+        """A mail server that does not answer must not keep a stopped run alive for long."""
         self.run.stop.wait()
-        while not self._closed.wait(_GRACE):  # once more, where it came between two calls that wait
-            self._transport.interrupt()
+        begun = time.monotonic()
+        while not self._closed.wait(_LOOK_EVERY):
+            if time.monotonic() - begun >= self.run.grace:  # asked each time: a signal cuts it short
+                self._transport.interrupt()  # once more, where it came between two calls that wait
 
     def _carry_out(self) -> bool:
         """What people decided, looked for a few times a second at most; says whether there was anything."""
@@ -144,12 +147,12 @@ class Deliverer:
                 continue  # what is live may have given this mail a moment ago: the next round reads its row
             if reason:
                 decided.append(Result(mail, SUPPRESSED, reason))
-            else:
+            elif not self._is_away:
                 self._settle(decided)
                 if not self._deliver(mail):
                     return False
         self._settle(decided)
-        return bool(mails)
+        return bool(mails) and not self._is_away
 
     def _settle(self, results: list[Result]) -> None:
         if results:
@@ -164,7 +167,7 @@ class Deliverer:
                 self.summary.reasons[result.reason] += 1
 
     def _deliver(self, mail: Mail) -> bool:
-        """Claim, follow the logs to their ends as of the claim, ask once more, send; False where no other can be sent now."""
+        """Claim, follow the logs to their ends as of the claim, ask once more, send; False where mails are held by now."""
         self._guards.follow_logs()
         if not self.outbox.claim(mail):
             return False
@@ -178,7 +181,7 @@ class Deliverer:
             self.outbox.put_back(mail, now(), mail.reason)
             raise
         self._settle([Result(mail, SUPPRESSED, reason)] if reason else self._send(mail, event, salt))
-        return not self._is_away
+        return True
 
     def _send(self, mail: Mail, event: dict[str, Any], salt: str) -> list[Result]:
         address, reason = self._guards.address(mail)  # it may be another one by now

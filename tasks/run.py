@@ -73,6 +73,8 @@ class Run:
 
     is_live = True
     """Whether it works on what is live, and not on a generation of a replay."""
+    grace = 0.5
+    """Seconds that a mail on its way may still take once the run is to stop: cut off, it is in doubt."""
 
     def __init__(self, store: Store, topology: Topology, holder: str, flow_run_id: str = "") -> None:
         share_heap()  # before the threads that will follow

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from email.message import EmailMessage
 from email.policy import SMTP
-from typing import Protocol
+from typing import Protocol, Self
 
 from tasks.mail import MailError
 
@@ -43,6 +43,12 @@ class Transport(Protocol):
 
     def interrupt(self) -> None:
         """From another thread: end a `send` that waits for the other side; none connects any more after that. Raises nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,8 @@ class SmtpServer:
     """The server. `faults` may be filled again while it runs; `sessions` counts the connections so far.
 
     tls: "starttls" offers it, "implicit" speaks TLS from the start. login: the one user and password that the
-    server then asks for. utf8: whether addresses outside ASCII are taken. timeout: the client's, in `url`.
+    server then asks for. utf8: whether addresses outside ASCII are taken. timeout: the client's, in `url`. takes: seconds
+    until a whole message is answered, as where it is scanned first.
     """
 
     def __init__(
@@ -73,11 +74,13 @@ class SmtpServer:
         login: tuple[str, str] | None = None,
         utf8: bool = True,
         timeout: float = 60,  # a busy machine may stand still for long
+        takes: float = 0,
     ) -> None:
         self.faults = deque(faults)
         self.inbox: list[Received] = []
         self.sessions = 0
         self.tls, self.login, self.utf8, self.timeout = tls, login, utf8, timeout
+        self.takes = takes
         self.open: set[asyncio.Transport] = set()
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._socket.getsockname()[1]
@@ -199,6 +202,7 @@ class _Session(SMTP):
         if fault is None or fault.accepted:
             message = envelope.original_content or b""
             self._owner.inbox.append(Received(envelope, message, time.time()))
+        await asyncio.sleep(self._owner.takes)
         await self._fails("body", answer=False)
         return fault.answer if fault else "250 2.0.0 accepted"
 

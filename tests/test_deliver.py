@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
@@ -24,11 +25,12 @@ import pytest
 import sqlalchemy as sa
 
 import tasks.mail
+from flows.shift import HAND_OVER
 from storage import steps
 from storage.brake import would_mail
 from storage.contacts import Entry, forget_contact, list_contacts, read_contacts, save_contacts
 from storage.door import append_events, append_lines
-from storage.errors import UsageError
+from storage.errors import Stopped, UsageError
 from storage.locks import RunLock
 from storage.mails import LONGEST_WAIT, Mail
 from storage.outbox import Outbox
@@ -45,7 +47,7 @@ from tasks.run import Run
 from tasks.settle import resolve
 from tasks.topology import build_topology
 from tests.conftest import ROOT, log_bytes, settings_of
-from tests.operations import PATIENCE
+from tests.operations import PATIENCE, wait_for
 from tests.smtp_server import DROP, HANG, Fault, Received, SmtpServer, refusing_port
 
 BOTH_DATABASES = True
@@ -312,6 +314,28 @@ class TestSuppressed:
                 process_to_end(run_of(store), name, None)
             assert deliver(store).reasons == {"retracted": 1}
         assert (server.sessions, outcomes(store)) == (0, [("SUPPRESSED", "retracted")])
+
+    @pytest.mark.parametrize(("grace", "state"), [(HAND_OVER, "SENT"), (0.2, "UNKNOWN")])
+    def test_a_mail_on_its_way_is_finished_at_a_hand_over_and_cut_off_at_a_signal(
+        self, make_store: MakeStore, grace: float, state: str
+    ) -> None:
+        with SmtpServer(takes=1) as server:
+            store = make_store(mail_url=server.url)
+            left_behind(store)
+            process_to_end(run_of(store), "remind", None)
+            run = run_of(store)
+            run.grace = grace
+
+            def work() -> None:
+                with suppress(Stopped):
+                    deliver_to_end(run)
+
+            thread = threading.Thread(target=work)
+            thread.start()
+            wait_for(lambda: server.inbox)
+            run.stop.set()
+            thread.join()
+        assert [found for found, _ in outcomes(store)] == [state]
 
     def test_a_customer_who_ordered_since_gets_no_reminder_even_if_nobody_has_processed_it(
         self, make_store: MakeStore

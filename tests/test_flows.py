@@ -23,6 +23,7 @@ from storage.times import now
 from tasks.process import positions
 from tests.conftest import ROOT, afterlog, log_bytes
 from tests.operations import PATIENCE, Api, wait_for
+from tests.smtp_server import SmtpServer
 
 PROCESSORS = {"quarantine", "derive", "abandonment", "anomalies", "normalise"}
 
@@ -248,24 +249,40 @@ def test_a_shift_that_starts_late_gives_way_to_its_successor(home: Path) -> None
     assert owner.run_id == "the successor"
 
 
-def test_react_turns_a_basket_into_one_mail_and_never_a_second(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def one_basket_left(store: Store) -> None:
+    """Customer 7, who has an address, left a basket 31 minutes ago."""
+    import orjson
+
     from flows.process import process
-    from flows.react import react
     from storage.contacts import Entry, save_contacts
 
-    store = Store(load_settings())
     save_contacts(store.database, [Entry("CUSTOMER", "7", "seven@example.com", False)])
     item = {"id": 3, "name": "Lemon", "price": 5, "count": 2}
     left = customer_event(7, "ADDED_ITEM_TO_BASKET", item=item)
     left["context"]["at"] -= 31 * 60_000
     left["event"] = {"inserted_at": left["context"]["at"]}
-    import orjson
-
     append_lines(store, "events", [orjson.dumps(left)])
     process()
+
+
+def test_react_turns_a_basket_into_one_mail_and_never_a_second(home: Path) -> None:
+    from flows.react import react
+
+    one_basket_left(Store(load_settings()))
     for _ in range(2):
         react()
     mails = list((home / "outbox").glob("*.eml"))
     assert len(mails) == 1
     assert b"seven@example.com" in mails[0].read_bytes()
     assert log_bytes(home, "deliveries").count(b'"SENT"') == 1
+
+
+def test_a_shift_that_ends_lets_a_mail_on_its_way_arrive(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.react import react
+
+    one_basket_left(Store(load_settings()))
+    monkeypatch.setenv("AFTERLOG_SHIFT_LONGEST", "3s")
+    with SmtpServer(takes=5) as server:
+        monkeypatch.setenv("AFTERLOG_MAIL_URL", server.url)
+        react(shift=True)
+    assert log_bytes(home, "deliveries").count(b'"verb":"SENT"') == 1

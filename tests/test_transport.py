@@ -11,7 +11,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
@@ -30,7 +30,7 @@ from tests.test_compose import NOW, SHOP, composed, email_event
 
 def send(server: SmtpServer, *messages: EmailMessage, options: str = "", login: str = "") -> None:
     url = server.url.replace("://", f"://{login}@" if login else "://") + options
-    with closing(open_transport(parse_mail_url(url), Path("/nowhere"))) as transport:
+    with open_transport(parse_mail_url(url), Path("/nowhere")) as transport:
         for message in messages:
             transport.send(message)
 
@@ -320,9 +320,7 @@ class TestSmtp:
             for one in waiting:  # the queue of those who are to be accepted has no more room after that
                 one.setblocking(False)
                 one.connect_ex(full.getsockname())
-            with closing(
-                open_transport(parse_mail_url(f"smtp://127.0.0.1:{full.getsockname()[1]}?timeout=60"), Path())
-            ) as it:
+            with open_transport(parse_mail_url(f"smtp://127.0.0.1:{full.getsockname()[1]}?timeout=60"), Path()) as it:
                 began = time.monotonic()
                 threading.Timer(0.3, it.interrupt).start()
                 with pytest.raises(NotSent, match="interrupted"):
@@ -445,7 +443,7 @@ class TestTlsAndLogin:
 
 class TestFile:
     def test_a_message_becomes_one_private_file_under_home(self, tmp_path: Path) -> None:
-        with closing(open_transport(parse_mail_url("file:out/box"), tmp_path)) as transport:
+        with open_transport(parse_mail_url("file:out/box"), tmp_path) as transport:
             transport.send(REMINDER)
         [place] = (tmp_path / "out/box").iterdir()
         assert f"<{place.name}" == REMINDER["Message-ID"].replace("@mail.example.com>", ".eml")
