@@ -33,20 +33,39 @@ class Entry(NamedTuple):
 
 
 def read_contacts(path: Path, check: Callable[[str], str] = str) -> list[Entry]:
-    """The entries of a CSV file with the columns type, id, email and unsubscribed; `check` gives the address in a text, or raises AfterlogError.
+    """The entries of a CSV file (commas, semicolons or tabs) with the columns type, id, email and unsubscribed; `check` gives the address in a text, or raises AfterlogError.
 
     Raises:
         UsageError: a column is missing or a line cannot be used; nothing of the file was taken.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file, strict=True)
+            names = file.readline()
+            file.seek(0)
+            # What a spreadsheet puts between cells depends on its language.
+            rows = csv.DictReader(file, strict=True, delimiter=max(",;\t", key=names.count))
             rows.fieldnames = _columns(rows.fieldnames or [], str(path))
-            return [_entry(row, check, f"{path}, line {rows.line_num}") for row in rows]
+            entries = [_entry(row, check, f"{path}, line {rows.line_num}") for row in rows]
     except OSError as error:
         raise UsageError(f"cannot read the file: {error.strerror}", where=str(path)) from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"no CSV in UTF-8: {error}", where=str(path)) from error
+        raise UsageError(
+            f"no CSV in UTF-8: {error}", where=str(path), do="Save it as CSV UTF-8, as spreadsheets call it"
+        ) from error
+    _check_once(entries, str(path))
+    return entries
+
+
+def _check_once(entries: Iterable[Entry], where: str) -> None:
+    """Make sure that nobody is there twice: which of the two addresses holds, nobody could tell."""
+    seen: dict[tuple[str, str], Entry] = {}
+    for entry in entries:
+        other = seen.setdefault((entry.type, entry.id), entry)
+        if other != entry:
+            raise UsageError(
+                f"{entry.type} {entry.id} is there twice, with another email or another `unsubscribed`", where=where,
+                do="Leave the one that holds",
+            )  # fmt: skip
 
 
 def save_contacts(database: Database, entries: Iterable[Entry]) -> int:

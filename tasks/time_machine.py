@@ -15,6 +15,7 @@ import msgspec
 
 from storage.event import Event
 from storage.look import Look
+from storage.reader import lost_log
 from storage.recorded import Version, in_force, versions
 from storage.store import Store
 from storage.subject import subject_events
@@ -24,6 +25,7 @@ from tasks.processors import abandonment, basket
 from tasks.topology import Topology
 
 PROCESSOR = "abandonment"
+_TAKEN = 'SELECT partition, MAX("offset") AS taken FROM checkpoint WHERE log = :log GROUP BY partition'
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,16 @@ class Basket:
 def read_interactions(
     store: Store, topology: Topology, customer: str, *, known_at: int | None = None, processes: int = 1
 ) -> list[Interaction]:
-    """What a customer did, as far as it counts and was known by `known_at`, in log order."""
+    """What a customer did, as far as it counts and was known by `known_at`, in log order.
+
+    Raises:
+        LostDataError: the log has lost some of what was read from it: the answer would be a wrong one.
+    """
     check_text(customer)
     log = topology.reads(PROCESSOR)
     found: list[Interaction] = []
     default = abandonment.Settings(store.settings.timeout, tuple(sorted(store.settings.excluded_verbs)))
-    generation = _live_generation(store, topology)
+    generation = _look_around(store, topology, log)
     for partition in store.partitions(log):
         known = versions(store, PROCESSOR, log, partition, generation)
         events = subject_events(store, log, partition, customer, until=known_at, processes=processes)
@@ -89,10 +95,14 @@ def read_interactions(
     return sorted(found, key=lambda each: each.event.clock)  # in one partition they are in this order
 
 
-def _live_generation(store: Store, topology: Topology) -> int:
-    """The generation of abandonment that is live: each has settings of its own."""
+def _look_around(store: Store, topology: Topology, log: str) -> int:
+    """See that `log` is whole; gives the generation of abandonment that is live: each has settings of its own."""
     writes, look = topology.writes(PROCESSOR), Look(store)
     try:
+        for row in look.rows(_TAKEN, log=log):
+            with store.reader(log, row["partition"]) as reader:
+                if reader.end() < row["taken"]:
+                    raise lost_log(reader.name, reader.end(), row["taken"])
         return look.live_generation(writes) if writes else 1
     finally:
         look.close()

@@ -333,3 +333,17 @@ def test_a_basket_that_was_forgotten_was_not_always_empty(home: Path) -> None:
     shown = afterlog(home, "basket", "7").stderr.decode().splitlines()
     assert shown[0] == "The basket is empty"
     assert "was forgotten" in shown[1]
+
+
+def test_of_a_log_that_was_lost_no_basket_is_said_to_be_empty(home: Path) -> None:
+    store = Store(load_settings(home=home))
+    append_lines(store, "events", [line(7, T, id=1)])
+    assert afterlog(home, "process", "--no-prefect").returncode == 0
+    for segment in (home / "logs" / "events" / "0").glob("*.jsonl"):
+        segment.unlink()
+    for command in ("basket", "why-not"):
+        done = afterlog(home, command, "7")
+        assert done.returncode == 1
+        assert done.stderr.startswith(
+            b"afterlog: events/0: the log is shorter than what was read from it; found 0 bytes"
+        )

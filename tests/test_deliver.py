@@ -892,6 +892,11 @@ class TestContacts:
         assert self._read(tmp_path, b"type,id,email\nCLIENT,1,ann@example.com\n") == [ANN._replace(unsubscribed=None)]
         assert self._read(tmp_path, b"type,id,email\n") == []
 
+    @pytest.mark.parametrize("mark", [";", "\t"])
+    def test_what_a_spreadsheet_puts_between_cells_depends_on_its_language(self, tmp_path: Path, mark: str) -> None:
+        text = "type,id,email,unsubscribed\nCLIENT,1,ann@example.com,yes\n".replace(",", mark)
+        assert self._read(tmp_path, b"\xef\xbb\xbf" + text.encode()) == [ANN._replace(unsubscribed=True)]
+
     @pytest.mark.parametrize(
         ("text", "sentence"),
         [
@@ -906,7 +911,8 @@ class TestContacts:
             (b"type,id,email,unsubscribe\nCLIENT,1,a@example.com,yes\n",
              "no column 'unsubscribed', but one that looks like it; found type,id,email,unsubscribe, expected type,id,email,unsubscribed. Call it 'unsubscribed'"),
             (b"type,id,email,un_subscribed\nCLIENT,1,a@example.com,yes\n", "no column 'unsubscribed', but one that looks like it"),
-            (b"type,id,email\nCLIENT,1,\xff@example.com\n", "no CSV in UTF-8"),
+            (b"type,id,email\nCLIENT,1,\xff@example.com\n", "Save it as CSV UTF-8"),
+            (b"type,id,email\nCLIENT,1,a@example.com\nCLIENT,1,b@example.com\n", "CLIENT 1 is there twice"),
             (b'type,id,email\nCLIENT,1,"a@example.com\n', "no CSV in UTF-8"),
         ],
     )  # fmt: skip
