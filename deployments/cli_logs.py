@@ -88,6 +88,7 @@ def read(
     settings = load_settings()
     store, topology = Store(settings), build_topology(settings)
     derived = check_log_name(log) in topology.derived_logs() | {DELIVERIES}
+    live = derived and generation is None
     if generation is None:
         generation = Look(store).live_generation(log) if derived else 1
     _check_place(store, log, derived, generation, partition)
@@ -98,7 +99,7 @@ def read(
     for part in partitions:
         positions[part] = reading.write(part, positions[part], stops[part])
     if follow:
-        _follow(reading, positions, to, every_partition=partition is None)
+        _follow(reading, positions, to, every_partition=partition is None, live=live)
 
 
 def _check_place(store: Store, log: str, derived: bool, generation: int, partition: int | None) -> None:
@@ -123,8 +124,12 @@ def _check_place(store: Store, log: str, derived: bool, generation: int, partiti
             raise UsageError("no such partition", where=log, found=partition, expected=expected)
 
 
-def _follow(reading: _Reading, positions: dict[int, int], to: str | None, *, every_partition: bool) -> None:
-    """Write new lines as they come, until this process is told to end; it ends between two looks, not within one."""
+def _follow(reading: _Reading, positions: dict[int, int], to: str | None, *, every_partition: bool, live: bool) -> None:
+    """Write new lines as they come, until this process is told to end; it ends between two looks, not within one.
+
+    Raises:
+        AfterlogError: what is live was to be read, and by now that is another generation.
+    """
     stop = threading.Event()
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, lambda *_: stop.set())
@@ -138,12 +143,17 @@ def _follow(reading: _Reading, positions: dict[int, int], to: str | None, *, eve
             # A time may be reached by what has come just now.
             positions[part] = reading.write(part, position, None if to is None else reading.place(part, to))
         pulse.wait(beat, every if reading.derived else 1.0)
-        if every_partition and time.monotonic() - looked >= 1:  # a log that begins may have more than were to be seen
-            for part in reading.partitions():
-                if part not in positions:
-                    positions[part] = 0
-                    pulse.watch(reading.directory(part))
-            looked = time.monotonic()
+        if time.monotonic() - looked < 1:
+            continue
+        looked = time.monotonic()
+        if live:
+            reading.check_live()
+        for part in (
+            reading.partitions() if every_partition else ()
+        ):  # a log that begins may have more than were to be seen
+            if part not in positions:
+                positions[part] = 0
+                pulse.watch(reading.directory(part))
     raise KeyboardInterrupt
 
 
@@ -154,6 +164,23 @@ class _Reading:
         self._store, self._log, self.derived, self._generation = store, log, derived, generation
         self._look = Look(store)
         self._reached: dict[tuple[int, int], tuple[int, int, bool]] = {}  # by partition and time: how far was looked
+
+    def check_live(self) -> None:
+        """Make sure that the generation that is read is live still.
+
+        Raises:
+            AfterlogError: a promotion or a rollback has made another one live; its offsets are others.
+        """
+        look = Look(self._store)  # a new one: a restore may have put another database in place
+        try:
+            live = look.live_generation(self._log)
+        finally:
+            look.close()
+        if live != self._generation:
+            raise AfterlogError(
+                f"generation {live} is live now, and this was generation {self._generation}", where=self._log,
+                do=f"Go on with it: afterlog read {self._log} --follow",
+            )  # fmt: skip
 
     def partitions(self) -> list[int]:
         """The partitions that there are by now."""

@@ -57,6 +57,10 @@ def make_backup(store: Store, derived: set[str], folder: Path) -> dict[str, int]
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError("a backup needs a folder of its own", where=str(folder), do="Name one that is new or empty")
+    if (store.home / "logs").resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise UsageError(
+            "a backup among the logs would be taken for one", where=str(folder), do="Name a folder elsewhere"
+        )
     at = now()
     try:
         make_directory(folder)

@@ -120,7 +120,11 @@ class SmtpTransport(Transport):
             client.starttls(context=self._context)
             client.ehlo_or_helo_if_needed()
         elif self._url.starttls == "require":
-            raise NotSent(f"{self._where}: offers no STARTTLS, which starttls=require asks for", False, of_session=True)
+            raise NotSent(
+                f"{self._where}: offers no STARTTLS, which a password needs, or starttls=require asks for",
+                False,
+                of_session=True,
+            )
 
     def _announce(self, client: _Line, letter: Letter) -> None:
         options = [f"SIZE={len(letter.data)}"] if client.has_extn("size") else []

@@ -391,6 +391,8 @@ class TestWhole:
         home = make_store().home
         with pytest.raises(UsageError, match="a backup needs a folder of its own"):
             command(cli_backup.backup, home, home)
+        with pytest.raises(UsageError, match="a backup among the logs would be taken for one"):
+            command(cli_backup.backup, home, home / "logs" / "monday")
         with pytest.raises(UsageError, match="no backup, or one that is not whole"):
             command(cli_backup.restore, home, tmp_path)
 

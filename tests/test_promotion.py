@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -42,8 +43,9 @@ from tasks.topology import build_topology
 from tasks.verify import verify_all
 from tasks.verify_derived import report, verify_derived
 from tasks.why_not import why_not
-from tests.conftest import afterlog, log_bytes
+from tests.conftest import afterlog, log_bytes, settings_of
 from tests.helpers import copy_raw_logs, process, rows_of
+from tests.operations import PATIENCE, plain_environment
 from tests.test_replay import MAILER, MINUTE, START, line, use, write
 
 BOTH_DATABASES = True
@@ -668,6 +670,24 @@ def test_those_who_follow_let_go_and_go_on_with_the_new_generation(make_store: C
     assert (at["abandonment"].generation, at["remind"].generation) == (2, 2)
     assert moved.seconds < 5
     check_as_ever(store, timeout="45m")
+
+
+def test_who_reads_on_of_what_was_live_is_told_where_it_goes_on(make_store: Callable[..., Store]) -> None:
+    store = make_store(timeout="45m")
+    history(store)
+    replayed(store, **LONGER)
+    command = [sys.executable, "-m", "deployments.cli", "read", "baskets", "--follow"]
+    before = log_bytes(store.home, "baskets")
+    env = plain_environment(store.home) | {f"AFTERLOG_{k.upper()}": v for k, v in settings_of(store.home).items()}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.read(len(before)) == before
+        promote(store, build_topology(store.settings), "longer", "test")
+        rest, told = reader.communicate(timeout=PATIENCE)
+    assert (reader.returncode, rest) == (1, b"")
+    assert told == (
+        b"afterlog: baskets: generation 2 is live now, and this was generation 1. Go on with it: afterlog read baskets --follow\n"
+    )
 
 
 def _wait_for_the_end(store: Store, run: Run) -> dict[str, Position]:
