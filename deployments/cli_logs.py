@@ -15,17 +15,13 @@ from cyclopts import Parameter
 
 from deployments.cli_arguments import AnyBytes, Whole
 from deployments.console import say
-from storage.batches import BatchCache
+from deployments.reading import Reading
 from storage.door import append_lines
 from storage.errors import AfterlogError, AppendError, UsageError
-from storage.event import MAX_DEPTH, MAX_DERIVED_DEPTH
 from storage.look import Look
-from storage.manifest import place_before
-from storage.reader import PartitionReader, lost_log
 from storage.segment import check_log_name
 from storage.settings import load_settings
 from storage.store import DELIVERIES, Store
-from storage.times import parse_time, typed_number
 from tasks.pulse import Pulse
 from tasks.topology import build_topology
 
@@ -92,7 +88,7 @@ def read(
     if generation is None:
         generation = Look(store).live_generation(log) if derived else 1
     _check_place(store, log, derived, generation, partition)
-    reading = _Reading(store, log, derived, generation)
+    reading = Reading(store, log, derived, generation)
     partitions = store.partitions(log, generation) if partition is None else [partition]
     positions = {part: reading.place(part, from_) for part in partitions}
     stops = {part: None if to is None else reading.place(part, to) for part in partitions}
@@ -124,7 +120,7 @@ def _check_place(store: Store, log: str, derived: bool, generation: int, partiti
             raise UsageError("no such partition", where=log, found=partition, expected=expected)
 
 
-def _follow(reading: _Reading, positions: dict[int, int], to: str | None, *, every_partition: bool, live: bool) -> None:
+def _follow(reading: Reading, positions: dict[int, int], to: str | None, *, every_partition: bool, live: bool) -> None:
     """Write new lines as they come, until this process is told to end; it ends between two looks, not within one.
 
     Raises:
@@ -148,111 +144,12 @@ def _follow(reading: _Reading, positions: dict[int, int], to: str | None, *, eve
         looked = time.monotonic()
         if live:
             reading.check_live()
-        for part in (
-            reading.partitions() if every_partition else ()
-        ):  # a log that begins may have more than were to be seen
+        # A log that begins may have more partitions than were to be seen.
+        for part in reading.partitions() if every_partition else ():
             if part not in positions:
                 positions[part] = 0
                 pulse.watch(reading.directory(part))
     raise KeyboardInterrupt
-
-
-class _Reading:
-    """Reads a log's partitions up to where readers may look."""
-
-    def __init__(self, store: Store, log: str, derived: bool, generation: int) -> None:
-        self._store, self._log, self.derived, self._generation = store, log, derived, generation
-        self._look = Look(store)
-        self._reached: dict[tuple[int, int], tuple[int, int, bool]] = {}  # by partition and time: how far was looked
-
-    def check_live(self) -> None:
-        """Make sure that the generation that is read is live still.
-
-        Raises:
-            AfterlogError: a promotion or a rollback has made another one live; its offsets are others.
-        """
-        look = Look(self._store)  # a new one: a restore may have put another database in place
-        try:
-            live = look.live_generation(self._log)
-        finally:
-            look.close()
-        if live != self._generation:
-            raise AfterlogError(
-                f"generation {live} is live now, and this was generation {self._generation}", where=self._log,
-                do=f"Go on with it: afterlog read {self._log} --follow",
-            )  # fmt: skip
-
-    def partitions(self) -> list[int]:
-        """The partitions that there are by now."""
-        return self._store.partitions(self._log, self._generation)
-
-    def directory(self, partition: int) -> Path:
-        """Where a partition's files lie."""
-        return self._store.directory(self._log, partition, self._generation)
-
-    def place(self, partition: int, text: str) -> int:
-        """The offset that a person means by an offset or a time.
-
-        Raises:
-            UsageError: it is neither.
-        """
-        offset = typed_number(text)
-        if offset is not None:
-            return offset
-        millis = parse_time(text)
-        if millis is None:
-            raise UsageError(
-                "neither an offset nor a time",
-                found=repr(text),
-                expected="digits, or RFC 3339 such as 2026-01-31T12:00:00Z",
-            )
-        return self._place_of(partition, millis)
-
-    def _place_of(self, partition: int, millis: int) -> int:
-        """The first line at which the clock reaches a time; the end where none does, from which it goes on when asked again."""
-        depth = MAX_DERIVED_DEPTH if self.derived else MAX_DEPTH
-        with self._reader(partition) as reader:
-            cache = BatchCache(1 << 20, 1 << 40, depth, kept=1)
-            known = self._reached.get((partition, millis))
-            offset, clock, found = known or (*place_before(reader.directory, millis), False)
-            while not found and (batch := cache.get(reader, self._log, partition, offset, self._end(partition), clock)):
-                reaching = next((event for event in batch.events if event.clock >= millis), None)
-                found = reaching is not None
-                offset, clock = (batch.end, batch.clock) if reaching is None else (reaching.offset, reaching.clock)
-        self._reached[partition, millis] = offset, clock, found
-        return offset
-
-    def write(self, partition: int, start: int, stop: int | None) -> int:
-        """Write the lines from `start` to standard output; gives where to go on."""
-        end = self._end(partition)
-        stop = end if stop is None else min(stop, end)
-        with self._reader(partition) as reader:
-            for place in (start, stop):
-                if 0 < place <= end and reader.line_start(place) != place:
-                    if place > (
-                        there := reader.end()
-                    ):  # no word about what was asked: the files end before the log does
-                        raise lost_log(f"{self._log}/{partition} in {reader.directory}", there, end)
-                    raise UsageError(
-                        "not the start of a line",
-                        where=f"{self._log}:{partition}:{place}",
-                        do=f"The line there starts at {reader.line_start(place)}",
-                    )
-            while start < stop:
-                for piece in reader.raw(start, stop):
-                    sys.stdout.buffer.write(piece)
-                    start += len(piece)
-            sys.stdout.buffer.flush()
-        return start
-
-    def _end(self, partition: int) -> int:
-        if self.derived:
-            return self._look.committed_end(self._log, partition, self._generation)
-        with self._reader(partition) as reader:
-            return reader.end()
-
-    def _reader(self, partition: int) -> PartitionReader:
-        return self._store.reader(self._log, partition, self._generation)
 
 
 def _append(store: Store, log: str, lines: list[bytes], before: int) -> list[int]:

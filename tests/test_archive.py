@@ -18,7 +18,8 @@ import zstandard
 
 from benchmarks.crash_archive import SMALL as crash_settings
 from benchmarks.crash_archive import Archiving
-from deployments import cli_backup, cli_logs
+from deployments import cli_backup
+from deployments.reading import Reading
 from storage.archive import Archive
 from storage.backup import ARCHIVE_LOCK, make_backup
 from storage.derived import DerivedWriter
@@ -355,7 +356,7 @@ class TestAcross:
         text = b"".join(line + b"\n" for line in lines)
         offsets = [text.index(line) for line in lines]
         assert int(local(store)[0].removesuffix(".jsonl")) > offsets[30]
-        reading = cli_logs._Reading(store, "events", False, 1)
+        reading = Reading(store, "events", False, 1)
         for n in (0, 1, 7, 22, 39):
             assert reading.place(0, show(T0 + n * 60_000)) == offsets[n]
         assert reading.place(0, show(T0 + 2_399_999)) == len(text)
@@ -371,7 +372,7 @@ class TestAcross:
         archive(store)
         fetch = Archive.open
         monkeypatch.setattr(Archive, "open", lambda self, *where: opened.append(where) or fetch(self, *where))
-        cli_logs._Reading(store, "events", False, 1).place(0, show(T0 + 20 * 60_000))
+        Reading(store, "events", False, 1).place(0, show(T0 + 20 * 60_000))
         assert len(opened) == 1
 
     def test_a_segment_that_is_nowhere_stops_its_reader_with_a_sentence(self, make_store: MakeStore) -> None:
