@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,9 +42,8 @@ def read_contacts(path: Path, check: Callable[[str], str] = str) -> list[Entry]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             names = file.readline()
-            file.seek(0)
-            # What a spreadsheet puts between cells depends on its language.
-            rows = csv.DictReader(file, strict=True, delimiter=max(",;\t", key=names.count))
+            # What a spreadsheet puts between cells depends on its language. A pipe cannot be read again from its beginning.
+            rows = csv.DictReader(chain([names], file), strict=True, delimiter=max(",;\t", key=names.count))
             rows.fieldnames = _columns(rows.fieldnames or [], str(path))
             entries = [_entry(row, check, f"{path}, line {rows.line_num}") for row in rows]
     except OSError as error:

@@ -892,6 +892,13 @@ class TestContacts:
         assert self._read(tmp_path, b"type,id,email\nCLIENT,1,ann@example.com\n") == [ANN._replace(unsubscribed=None)]
         assert self._read(tmp_path, b"type,id,email\n") == []
 
+    def test_a_pipe_is_read_as_a_file_is(self) -> None:
+        reader, writer = os.pipe()
+        with os.fdopen(reader), os.fdopen(writer, "wb") as file:
+            file.write(b"\xef\xbb\xbftype,id,email\nCLIENT,1,ann@example.com\nCLIENT,2,bob@example.com\n")
+            file.close()
+            assert [entry.id for entry in read_contacts(Path(f"/dev/fd/{reader}"))] == ["1", "2"]
+
     @pytest.mark.parametrize("mark", [";", "\t"])
     def test_what_a_spreadsheet_puts_between_cells_depends_on_its_language(self, tmp_path: Path, mark: str) -> None:
         text = "type,id,email,unsubscribed\nCLIENT,1,ann@example.com,yes\n".replace(",", mark)
