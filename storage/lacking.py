@@ -22,10 +22,14 @@ def lacking(there: Path, copy: Path) -> list[tuple[Path, Path]] | None:
     Raises:
         AfterlogError: the two have other bytes, or other files, and `there` has less.
     """
-    sources = sorted([*copy.glob(f"*{SUFFIX}"), *copy.glob(MANIFEST)])
-    found = [(source, there / source.name) for source in sources if _is_lacking(source, there / source.name)]
+
+    def of(pattern: str) -> list[tuple[Path, Path]]:
+        pairs = [(source, there / source.name) for source in sorted(copy.glob(pattern))]
+        return [pair for pair in pairs if _is_lacking(*pair)]
+
+    found = of(f"*{SUFFIX}")
     if not found or _fit_together(there, copy):
-        return found
+        return found + of(MANIFEST)  # only now: of files that begin elsewhere it says something else
     try:
         _check_covers(there, copy)
     except AfterlogError as error:

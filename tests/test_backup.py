@@ -29,6 +29,7 @@ from storage.decisions import decide
 from storage.door import append_lines
 from storage.errors import AfterlogError, UsageError
 from storage.locks import RunLock
+from storage.manifest import seal
 from storage.restore import last_restored, mark_restored
 from storage.segment import list_segments, make_directory
 from storage.store import Store
@@ -527,18 +528,27 @@ class TestWhole:
         assert (derived(again), log_bytes(store.home, "events")) == whole
 
     @pytest.mark.only("sqlite")
+    @pytest.mark.parametrize("sealed", [False, True])
     def test_a_log_that_was_derived_again_into_other_files_stays_as_it_is(
-        self, make_store: MakeStore, command: Command, tmp_path: Path
+        self, make_store: MakeStore, command: Command, tmp_path: Path, sealed: bool
     ) -> None:
         store = make_store(segment_bytes=1)
+        place = store.directory("reactions", 0)
         for n in range(3):
             processed(store, tax(n))
-        assert len(list_segments(store.directory("reactions", 0))) == 3
+        assert len(list_segments(place)) == 3
+        if sealed:
+            seal(place)
         command(cli_backup.backup, store.home, tmp_path / "backup")
         close(store)
         lose(store.home, "logs/reactions", "afterlog.db", "afterlog.db-wal", "afterlog.db-shm")
         again = make_store()
         processed(again, tax(3))
+        if sealed:
+            again = make_store(segment_bytes=1)
+            processed(again, tax(4))
+            seal(place)
+            assert len(list_segments(place)) == 2
         before = derived(again)
         close(again)
         command(cli_backup.restore, store.home, tmp_path / "backup")
