@@ -11,6 +11,8 @@ import pytest
 from storage.door import append_lines
 from storage.store import Store
 from tasks.process import process_to_end
+from tasks.processors import contract
+from tasks.processors.quarantine import Processor
 from tests.conftest import afterlog, log_bytes
 from tests.test_brake import run_of
 
@@ -50,6 +52,15 @@ class TestList:
 
     def test_an_empty_quarantine_is_an_empty_list(self, store: Store) -> None:
         assert listed(store.home) == []
+
+
+def test_other_reasons_are_other_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else `verify --derived` would take what an older Afterlog wrote for a difference, without a word of the code that is gone."""
+    before, source = Processor().version()["code"], contract._source
+    monkeypatch.setattr(
+        contract, "_source", lambda module: source(module) + (b"#" if module.__name__ == "storage.slow_judge" else b"")
+    )
+    assert Processor().version()["code"] != before
 
 
 class TestRetry:

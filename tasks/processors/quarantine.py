@@ -6,6 +6,7 @@ import base64
 from typing import Any
 
 from storage.event import Batch, Event
+from storage.slow_judge import judge_slowly
 from tasks.processors import contract
 
 
@@ -13,6 +14,7 @@ class Processor(contract.Processor[dict[str, Any]]):
     """Copies what the judge refused to a log of its own, where a person finds it."""
 
     name, reads, writes = "quarantine", "events", "quarantine"
+    code = (judge_slowly.__module__,)  # whose reasons are in what it writes
 
     def process(self, batch: Batch, state: contract.States[dict[str, Any]], out: contract.Output) -> None:
         """Give one REJECTED for each bad line, at the clock before it."""
