@@ -109,7 +109,12 @@ class Guards:
             left = _Left(
                 found["event"]["id"], str(found["subject"]["id"]), context.get("started_at", last), last, behind
             )
-        except (LostDataError, ValueError, KeyError, TypeError):  # the middle of a line, or beyond the last one
+        except LostDataError:
+            with self._run.store.reader(source["log"], source["partition"]) as reader:
+                if source["offset"] < reader.end():
+                    raise  # the archive is away, say: there may be what it says
+            return None
+        except (ValueError, KeyError, TypeError):  # the middle of a line
             return None
         is_whole = isinstance(carried, dict) and "event" in carried  # of a long one only the digest is carried
         return left if not is_whole or carried == found else None
