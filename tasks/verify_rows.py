@@ -16,7 +16,7 @@ from tasks.run import Run
 from tasks.timeline import Place
 
 _CHECKPOINT: sa.Table = Checkpoint.__table__  # type: ignore[attr-defined]  # SQLModel hides it from the types
-_AT_ONCE = 2_000
+_AT_ONCE = 10_000
 _SHOWN = 300
 """Characters of a row in a sentence."""
 
@@ -108,13 +108,15 @@ def _copy_live(live: Database, scratch: Database, whose: tuple[str, str], tables
     places = sa.select(_CHECKPOINT.c.partition, _CHECKPOINT.c.offset, _CHECKPOINT.c.tick_offset).where(
         _CHECKPOINT.c.processor == name, _CHECKPOINT.c.log == log, _CHECKPOINT.c.live.is_(True)
     )
-    with live.snapshot() as theirs, scratch.write() as ours:
+    with live.snapshot() as theirs:
         found = theirs.execute(places.order_by(_CHECKPOINT.c.partition)).all()
         for table in tables:
             rows = theirs.execute(table.rows(table.made), execution_options={"yield_per": _AT_ONCE}).mappings()
-            table.live.create(ours)
+            with scratch.write() as ours:
+                table.live.create(ours)
             for some in rows.partitions():
-                ours.execute(sa.insert(table.live), [dict(row) for row in some])
+                with scratch.write() as ours:  # not for all of them: other processors commit into it meanwhile
+                    ours.execute(sa.insert(table.live), [dict(row) for row in some])
     return {partition: Place(offset, tick) for partition, offset, tick in found}
 
 

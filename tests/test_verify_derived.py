@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
+import tempfile
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 
 import orjson
 import pytest
+import sqlalchemy as sa
 
 from storage.door import append_lines
 from storage.store import Store
@@ -162,3 +167,23 @@ def test_rows_of_any_text_and_number_follow_from_the_log(make_store: Callable[..
         "order_line: 0 rows follow from the log",
         "basket_line: 5 rows follow from the log",
     ]
+
+
+def test_no_processor_waits_until_all_rows_are_copied(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite gives up after a minute, and many rows take longer."""
+    write(store, line(1, 0), line(2, 1), line(2, 2, "ORDERED"), as_of=100)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    asked = []
+
+    def look(connection: sa.Connection, _cursor: object, statement: str, *_: object) -> None:
+        if connection.dialect.name == "sqlite" and statement.lstrip().startswith("SELECT basket_line."):
+            [other] = tmp_path.glob("afterlog-verify-*/verify.db")
+            with closing(sqlite3.connect(other, timeout=0, isolation_level=None)) as mine:
+                mine.execute("BEGIN IMMEDIATE")
+            asked.append(statement)
+
+    sa.event.listen(store.database.engine, "before_cursor_execute", look)
+    assert verify_derived(store, build_topology(store.settings), ["normalise"])
+    assert len(asked) == 1
