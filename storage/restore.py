@@ -63,7 +63,8 @@ def restore_logs(store: Store, folder: Path) -> list[str]:
         AfterlogError: a log in HOME and its copy differ where both have bytes. Nothing was changed, unless a producer made
             that difference just now: then partitions before this one were put back.
     """
-    places = [(store.home / copy.relative_to(folder), copy) for copy in sorted((folder / "logs").glob("*/*"))]
+    copies = [path for path in sorted((folder / "logs").glob("*/*")) if path.is_dir()]  # no file of somebody else's
+    places = [(store.home / copy.relative_to(folder), copy) for copy in copies]
     found = {there: (copy, lacking(there, copy)) for there, copy in places}
     wanted = {there: copy for there, (copy, files) in found.items() if files}
     _put_back_counts(store, folder)

@@ -510,6 +510,18 @@ class TestWhole:
                 submitted(store, 1)
                 assert deliver(store).states == {"SENT": 1}
 
+    def test_a_file_of_somebody_elses_in_a_backup_is_no_partition(
+        self, make_store: MakeStore, command: Command, tmp_path: Path
+    ) -> None:
+        store = make_store("one")
+        processed(store, tax(1))
+        command(cli_backup.backup, store.home, tmp_path / "backup")
+        (tmp_path / "backup" / "logs" / "events" / ".DS_Store").write_bytes(b"a desktop's")
+        other = make_store("other")
+        close(other)
+        command(cli_backup.restore, other.home, tmp_path / "backup")
+        assert log_bytes(other.home, "events") == log_bytes(store.home, "events")
+
     def test_a_log_that_has_lost_its_end_is_completed(
         self, make_store: MakeStore, command: Command, tmp_path: Path
     ) -> None:
