@@ -102,19 +102,14 @@ class Guards:
         So it is where `baskets` was rolled back under a processor of one's own that had read on.
         """
         carried = event["context"].get("caused_by")
+        found = event_there(self._run, source["log"], source["partition"], source["offset"])
         try:
-            found = read_event(self._run, source["log"], source["partition"], source["offset"])
             context = found["context"]
             last, behind = context["at"], context["source"]["offset"]
             left = _Left(
                 found["event"]["id"], str(found["subject"]["id"]), context.get("started_at", last), last, behind
             )
-        except LostDataError:
-            with self._run.store.reader(source["log"], source["partition"]) as reader:
-                if source["offset"] < reader.end():
-                    raise  # the archive is away, say: there may be what it says
-            return None
-        except (ValueError, KeyError, TypeError):  # the middle of a line
+        except (KeyError, TypeError):
             return None
         is_whole = isinstance(carried, dict) and "event" in carried  # of a long one only the digest is carried
         return left if not is_whole or carried == found else None
@@ -142,3 +137,21 @@ def read_event(run: Run, log: str, partition: int, offset: int, generation: int 
     finally:
         reader.close()
     return event
+
+
+def event_there(run: Run, log: str, partition: int, offset: int, generation: int | None = None) -> dict[str, Any]:
+    """`read_event` of a place that another event names; empty where no event begins, since another generation is live, say.
+
+    Raises:
+        LostDataError: one may begin there, but the archive is away.
+    """
+    try:
+        event = read_event(run, log, partition, offset, generation)
+    except LostDataError:
+        with run.store.reader(log, partition, generation) as reader:
+            if offset < reader.end():
+                raise
+        return {}
+    except ValueError:  # the middle of a line
+        return {}
+    return event if isinstance(event, dict) else {}
