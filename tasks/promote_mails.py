@@ -55,7 +55,7 @@ class Staging:
     def settle(self, outbox: Outbox) -> list[str]:
         """After the move: settle what is in doubt and what can never be sent. Gives what a person should be told of that.
 
-        Where a crash comes before it, the next `deliver` does the same.
+        Where a crash comes before it, the next `deliver` does it; what can never be sent is then SUPPRESSED as too old, with its reason.
         """
         outbox.give_up(MAY_HAVE_BEEN_SENT)
         return refuse(self._store.database, outbox)
