@@ -10,9 +10,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -70,7 +71,9 @@ def test_the_brake_is_put_on_and_released_and_what_is_held_dropped(store: Store)
     assert "delivery is running: nothing is held" in state.message
 
 
-def test_the_last_word_on_the_brake_holds_whichever_run_begins_first(store: Store, server: str) -> None:
+@pytest.fixture
+def brake_by_hand(home: Path, server: str) -> Iterator[Api]:
+    """The brake's deployment on a real server, without a runner: a test executes its runs in the order it wants."""
     from deployments.definitions import DEFINITIONS, build
     from deployments.serve import new_runner
 
@@ -78,22 +81,74 @@ def test_the_last_word_on_the_brake_holds_whichever_run_begins_first(store: Stor
         definition = next(d for d in DEFINITIONS if d.flow.name == "brake")
         await new_runner().aadd_deployment(await build(definition, load_settings()))
 
+    asyncio.run(register())
+    api = Api(server)
+    yield api
+    api.delete(f"/deployments/{api.deployments()['brake/by-hand']['id']}")
+
+
+def carry_out(ident: str) -> None:
+    """Execute a run in this process, as one of its own would."""
+    from prefect import get_client
+    from prefect.flow_engine import run_flow
+
+    from flows.brake import brake
+
+    with get_client(sync_client=True) as client:
+        run_flow(brake, client.read_flow_run(UUID(ident)))
+
+
+def test_the_last_word_on_the_brake_holds_whichever_run_begins_first(
+    store: Store, server: str, brake_by_hand: Api
+) -> None:
     def execute(ident: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "prefect", "flow-run", "execute", ident]
         return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PREFECT_API_URL": server})
 
-    asyncio.run(register())
-    api = Api(server)
-    try:
-        first, last = (api.start("brake/by-hand", action=action) for action in ("resume", "pause"))
-        ahead = execute(last)
-        wait_for(lambda: read_brake(store.database).state == "PAUSED", instead=lambda: api.told(last))
-        for run in (execute(first), ahead):
-            assert run.wait(PATIENCE) == 0
-        assert [api.finished(each)["state_type"] for each in (first, last)] == ["COMPLETED", "COMPLETED"]
-        assert read_brake(store.database).state == "PAUSED"
-    finally:
-        api.delete(f"/deployments/{api.deployments()['brake/by-hand']['id']}")
+    first, last = (brake_by_hand.start("brake/by-hand", action=action) for action in ("resume", "pause"))
+    ahead = execute(last)
+    wait_for(lambda: read_brake(store.database).state == "PAUSED", instead=lambda: brake_by_hand.told(last))
+    for run in (execute(first), ahead):
+        assert run.wait(PATIENCE) == 0
+    assert [brake_by_hand.finished(each)["state_type"] for each in (first, last)] == ["COMPLETED", "COMPLETED"]
+    assert read_brake(store.database).state == "PAUSED"
+
+
+@pytest.mark.parametrize("action", ["resume", "drop what is held"])
+def test_a_crashed_run_that_is_run_again_takes_nothing_back_that_was_asked_for_since(
+    store: Store, brake_by_hand: Api, action: str
+) -> None:
+    first, last = (brake_by_hand.start("brake/by-hand", action=each) for each in (action, "pause"))
+    brake_by_hand.post(f"/flow_runs/{first}/set_state", state={"type": "CRASHED"}, force=True)
+    carry_out(last)
+    submit(store, 1)
+    afterlog(store.home, "deliver", "--no-prefect")
+    brake_by_hand.post(
+        f"/flow_runs/{first}/set_state", state={"type": "SCHEDULED", "name": "AwaitingRetry"}, force=True
+    )
+    carry_out(first)  # as the automation has it, once the server knows that it is dead
+    found = brake_by_hand.finished(first)["state"]
+    assert (found["type"], found["name"]) == ("COMPLETED", "Not needed"), found
+    assert read_brake(store.database).state == "PAUSED"
+    assert states(store) == {"WAITING": 1}
+
+
+def test_of_runs_that_are_asked_for_at_the_same_time_none_waits_for_the_others_in_vain(
+    store: Store, brake_by_hand: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run may be asked for by the minute: two of one minute waited for each other, two minutes long."""
+    monkeypatch.setattr("flows.brake.WAIT", 1.0)
+    deployment = brake_by_hand.deployments()["brake/by-hand"]["id"]
+    at = {"type": "SCHEDULED", "state_details": {"scheduled_time": "2026-01-01T00:00:00Z"}}
+    first, last = (
+        brake_by_hand.post(f"/deployments/{deployment}/create_flow_run", parameters={"action": action}, state=at)["id"]
+        for action in ("resume", "pause")
+    )
+    with caplog.at_level("WARNING", "prefect.flow_runs"):
+        carry_out(first)
+        carry_out(last)
+    assert not [record for record in caplog.records if "has not ended" in record.getMessage()]
+    assert read_brake(store.database).state == "PAUSED"
 
 
 def test_when_delivery_stops_itself_a_prefect_event_says_why_and_the_artifact_too(
