@@ -75,12 +75,15 @@ def test_a_tick_is_none_the_worse_for_partitions_that_a_producer_begins_meanwhil
 
     ticking = threading.Thread(target=tick)
     ticking.start()
-    for number in range(800):
+    number = 0
+    while number < 800 or (
+        len(ticks) < 6 and not failures
+    ):  # beside a busy neighbour a tick of 400 partitions takes its time
         append(producer, number)
+        number += 1
     done.set()
     ticking.join()
     assert failures == []
-    assert len(ticks) > 5
 
 
 def test_waiting_for_the_run_that_is_at_it_leaves_no_file_open(store: Store) -> None:
