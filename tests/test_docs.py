@@ -167,6 +167,22 @@ def test_going_live_as_the_docs_say_mails_nobody_about_a_basket_of_weeks_ago(tmp
     assert not list(home.glob("outbox/*"))
 
 
+def test_a_mail_server_is_tried_as_the_docs_say(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "operating.md").read_text().partition("3. **Try the mail server**")[2]
+    lines = re.findall(r"^ {7}(\S.*)$", page.partition("\n4. ")[0], re.MULTILINE)
+    given = {"HOME=/tmp/try": f"HOME={tmp_path}", "smtps://user:password@mail.example.com:465": "file:outbox"}
+    script = "\n".join(lines)
+    for place, there in given.items():
+        assert place in script
+        script = script.replace(place, there)
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-ec", script], env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\bSENT\b.*CUSTOMER 1\b", done.stdout.splitlines()[-1]), done.stdout
+    [mail] = (tmp_path / "outbox").iterdir()
+    assert "To: you@example.com" in mail.read_text()
+
+
 def basket_event(customer: int, at: int) -> dict[str, object]:
     return {
         "subject": {"id": customer, "type": "CUSTOMER"},
