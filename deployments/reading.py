@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from storage.batches import BatchCache
@@ -21,24 +22,42 @@ class Reading:
     def __init__(self, store: Store, log: str, derived: bool, generation: int) -> None:
         self._store, self._log, self.derived, self._generation = store, log, derived, generation
         self._look = Look(store)
+        self._file = self._database_file()
         self._reached: dict[tuple[int, int], tuple[int, int, bool]] = {}  # by partition and time: how far was looked
 
     def check_live(self) -> None:
-        """Make sure that the generation that is read is live still.
+        """Make sure that the generation that is read is live still. Where the database is away, nobody knows: ask again.
 
         Raises:
-            AfterlogError: a promotion or a rollback has made another one live; its offsets are others.
+            AfterlogError: a promotion or a rollback has made another one live, whose offsets are others; or another database is there.
         """
-        look = Look(self._store)  # a new one: a restore may have put another database in place
-        try:
-            live = look.live_generation(self._log)
-        finally:
-            look.close()
+        there = self._database_file()
+        if there != self._file:
+            if (
+                there is None
+            ):  # moved away for a while; whoever opens it now makes an empty one, in the way of what comes back
+                return
+            raise AfterlogError("another database is in its place by now", where=self._log, do=self._begin_again())
+        live = self._look.live_generation(self._log)
         if live != self._generation:
             raise AfterlogError(
-                f"generation {live} is live now, and this was generation {self._generation}", where=self._log,
-                do=f"Go on with it: afterlog read {self._log} --follow",
-            )  # fmt: skip
+                f"generation {live} is live now, and this was generation {self._generation}",
+                where=self._log,
+                do=self._begin_again(),
+            )
+
+    def _begin_again(self) -> str:
+        return f"Go on with it: afterlog read {self._log} --follow"
+
+    def _database_file(self) -> tuple[int, int] | None:
+        """Which file the database is; None where there is none, or where it is no file."""
+        kind, _, path = self._store.settings.resolved_database_url.partition(":///")
+        if kind != "sqlite":
+            return None
+        with suppress(FileNotFoundError):
+            found = Path(path).stat()
+            return found.st_dev, found.st_ino
+        return None
 
     def partitions(self) -> list[int]:
         """The partitions that there are by now."""

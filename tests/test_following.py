@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing, suppress
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -16,12 +18,13 @@ import sqlalchemy as sa
 from storage.clock import Clock
 from storage.door import append_events
 from storage.errors import AfterlogError
+from storage.settings import load_settings
 from storage.store import Store
 from storage.times import now
 from tasks.process import Summary, _followers, _round, positions, process_to_end
 from tasks.run import Run
 from tasks.topology import build_topology
-from tests.conftest import ROOT
+from tests.conftest import ROOT, empty_database
 from tests.helpers import followed
 from tests.operations import wait_for
 
@@ -155,3 +158,22 @@ def test_one_follower_of_a_processor_ticks_for_all_of_its_partitions(make_store:
                 pass
         assert sum(follower.position.derived for follower in followers) > 20
         assert open_files(store) < 8 * len(followers)
+
+
+def test_who_reads_on_makes_no_database_where_it_was_moved_away_and_is_told_of_another(tmp_path: Path) -> None:
+    """An empty one would be in the way of what is put back, and its journal would be taken for that of the other."""
+    from deployments.reading import Reading
+
+    store = Store(load_settings(home=tmp_path))
+    there, aside = tmp_path / "afterlog.db", tmp_path / "aside.db"
+    shutil.copy(empty_database(), there)
+    reading = Reading(store, "baskets", derived=True, generation=1)
+    there.rename(aside)
+    reading.check_live()
+    assert not there.exists()
+    aside.rename(there)
+    reading.check_live()
+    shutil.copy(there, aside)
+    aside.rename(there)
+    with pytest.raises(AfterlogError, match="another database is in its place by now"):
+        reading.check_live()
