@@ -33,7 +33,8 @@ class Reading:
         """
         there = self._database_file()
         if there != self._file:
-            if there is None:  # moved away for a while: whoever opens it now makes an empty one, in the way of what comes back
+            # Moved away for a while: whoever opens it now makes an empty one, in the way of what comes back.
+            if there is None:
                 return
             raise AfterlogError("another database is in its place by now", where=self._log, do=self._begin_again())
         live = self._look.live_generation(self._log)
