@@ -111,7 +111,7 @@ class Report:
         self._shown[key] = data
 
     def _tell_now_and_then(self) -> None:
-        name = following(self._run, self._flow, self._names)
+        name = following(self._run, self._flow, self._names, self._start.values())
         get_run_logger().info(name[0].upper() + name[1:])
         with self._lock:
             if not self._run.stop.is_set():

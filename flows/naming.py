@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from storage.commit import Position
 from tasks.deliver import DeliverySummary
-from tasks.process import Summary, positions
+from tasks.process import Summary
 from tasks.run import Run
 
 NOTHING_NEW = "Nothing new"
@@ -41,9 +42,9 @@ def done_of(results: Iterable[Any], failures: Mapping[str, str]) -> Done:
     )
 
 
-def following(run: Run, flow: str, names: Sequence[str]) -> str:
-    """The name of a run at work: which logs it follows, and from where."""
-    known = {(p.processor, p.log, p.partition): p.offset for p in positions(run.store)}
+def following(run: Run, flow: str, names: Sequence[str], begun: Iterable[Position]) -> str:
+    """The name of a run at work: which logs it follows, and from where; `begun` are the checkpoints that it began with."""
+    known = {(p.processor, p.log, p.partition): p.offset for p in begun}
     parts = []
     for log, readers in _by_log(run, names).items():
         partitions = run.store.partitions(log)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from storage.door import append_lines
 from storage.store import Store
 from tasks.deliver import DeliverySummary
-from tasks.process import Summary, process_to_end
+from tasks.process import Summary, positions, process_to_end
 from tasks.run import Run
 from tasks.topology import build_topology
 from tests.test_tables import did
@@ -62,7 +62,7 @@ def test_with_more_partitions_than_one_no_offset_is_named(make_store: Callable[.
     append_lines(store, "events", [did(n, n) for n in range(9)])
     run = run_of(store)
     assert ended(run, "process", Done(RAW)).startswith("process events in 2 partitions: 1,200 read")
-    assert following(run, "process", ["derive", "abandonment"]) == "process following events"
+    assert following(run, "process", ["derive", "abandonment"], positions(run.store)) == "process following events"
 
 
 def test_a_run_at_work_is_named_by_what_it_follows_from_where_on(store: Store) -> None:
@@ -74,7 +74,7 @@ def test_a_run_at_work_is_named_by_what_it_follows_from_where_on(store: Store) -
     process_to_end(run, "derive", None)
     append_lines(store, "events", [did(1, 1)])
     process_to_end(run, "abandonment", None)
-    name = following(run, "process", ["derive", "abandonment", "deliver", "remind"])
+    name = following(run, "process", ["derive", "abandonment", "deliver", "remind"], positions(run.store))
     assert name == f"process following events/0 from {end}, baskets/0 from 0"
 
 
