@@ -365,13 +365,17 @@ def test_a_replay_that_asks_is_answered_by_a_person_and_by_nothing_else(
 
         return str(wait_for(found))
 
+    def resume(run: str, **answer: Any) -> None:
+        """As the UI does; what is to be answered is there a moment after the state, and until then it is refused."""
+        wait_for(lambda: api.post(f"/flow_runs/{run}/resume", **answer)["status"] == "ACCEPT")
+
     def person() -> None:
         run = paused()
         for state in ({"type": "CRASHED"}, {"type": "SCHEDULED", "name": "AwaitingRetry"}):
             api.post(f"/flow_runs/{run}/set_state", state=state, force=True)
-        api.post(f"/flow_runs/{paused()}/resume")
+        resume(paused())
         assert find_replay(store.database, "longer").state == READY
-        api.post(f"/flow_runs/{paused()}/resume", run_input={"promote": True})
+        resume(paused(), run_input={"promote": True})
 
     thread = threading.Thread(target=person, daemon=True)
     thread.start()
