@@ -14,11 +14,11 @@ from storage.errors import UsageError
 from storage.generations import find_replay, list_replays
 from storage.settings import Settings, load_settings
 from storage.store import Store
-from storage.times import parse_time, show, typed_number
+from storage.times import show
 from tasks import promote as promotion
 from tasks.impact import Comparison, compare
 from tasks.replay import drop_replay, run_replay, start
-from tasks.replay_plan import ALL, Planned, Request, changed_settings, describe, parse_ticks, read_plan
+from tasks.replay_plan import Planned, Request, changed_settings, check_place, describe, parse_ticks, read_plan
 from tasks.topology import Topology, build_topology
 
 replays = App(name="replays", help="Generations that replays made: list, show, promote, discard, rollback.")
@@ -74,11 +74,7 @@ def _check(settings: Settings, request: Request) -> None:
     for processor in request.processors:
         topology.make(processor)
     for option, text in (("--from", request.from_), ("--to", request.to)):
-        if text != ALL and typed_number(text) is None and parse_time(text) is None:
-            raise UsageError(
-                f"{option} is neither an offset nor a time", found=repr(text),
-                expected="all, digits, or RFC 3339 such as 2026-01-31T12:00:00Z",
-            )  # fmt: skip
+        check_place(option, text)
 
 
 def _replay_here(settings: Settings, request: Request) -> None:

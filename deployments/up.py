@@ -6,6 +6,7 @@ import signal
 import time
 
 from deployments.alone import alone
+from deployments.cli_arguments import check_port
 from deployments.console import say
 from deployments.server import Processes
 from storage.errors import UsageError
@@ -28,8 +29,7 @@ def run_until_stopped(port: int) -> None:
         AfterlogError: another does so on this HOME.
         KeyboardInterrupt: it was Ctrl-C; any other signal to end is no failure.
     """
-    if not 1 <= port <= 65_535:
-        raise UsageError("--port is no port", found=port, expected="1 to 65535")
+    check_port(port)
     settings = load_settings()
     _check(settings)
     store = Store(settings)

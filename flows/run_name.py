@@ -67,6 +67,5 @@ def _outlive_runner() -> None:
         console.on_broken_pipe = partial(setattr, console, "quiet", True)  # type: ignore[method-assign]  # meant to be replaced
 
 
-logging.getLogger("prefect.flow_runs").addFilter(
-    _in_a_sentence
-)  # here: a flow may refuse before it asks for its settings
+# When this is imported: a flow may refuse before it asks for its settings.
+logging.getLogger("prefect.flow_runs").addFilter(_in_a_sentence)

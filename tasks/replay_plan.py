@@ -184,23 +184,31 @@ def _check_changed(changed: Mapping[str, object], processors: list[str], request
             )
 
 
+def check_place(option: str, text: str) -> None:
+    """Make sure that a text says a place to begin or to end at.
+
+    Raises:
+        UsageError: it is neither `all`, an offset, nor a time.
+    """
+    if text != ALL and typed_number(text) is None and parse_time(text) is None:
+        raise UsageError(
+            f"{option} is neither an offset nor a time", found=repr(text),
+            expected="all, digits, or RFC 3339 such as 2026-01-31T12:00:00Z",
+        )  # fmt: skip
+
+
 def _time(run: Run, reads: set[str], text: str) -> int | None:
     """The moment in log time that a person means by an offset or a time; None for all.
 
     Raises:
         UsageError: it is neither, or an offset beyond the log's end, or of one of several partitions.
     """
+    check_place("the range", text)
     if text == ALL:
         return None
     offset = typed_number(text)
     if offset is None:
-        millis = parse_time(text)
-        if millis is None:
-            raise UsageError(
-                "neither an offset nor a time", found=repr(text),
-                expected="all, digits, or RFC 3339 such as 2026-01-31T12:00:00Z",
-            )  # fmt: skip
-        return millis
+        return parse_time(text)
     raw = sorted(reads & set(run.topology.raw_logs()))
     places = [(log, part) for log in raw for part in run.store.partitions(log)]
     if len(places) != 1:

@@ -683,25 +683,41 @@ class TestPermanentAndUnknown:
         assert log_bytes(store.home, "deliveries") == line
         assert (row(store)["state"], store.committed_end("deliveries", 0)) == ("SENT", len(line))
 
-    @pytest.mark.parametrize("lost", ["nothing", "the rows", "an unknown time"])
-    def test_a_mail_that_a_person_wants_sent_once_more_is_in_doubt_where_that_may_have_been_done(
-        self, make_store: MakeStore, lost: str
-    ) -> None:
-        """Only the log knows of the decision: whoever wrote it died, or its database is lost, or an older one is put back."""
+    def _known_to_the_log_alone(self, store: Store) -> Mail:
+        """A mail in doubt is to be sent once more, says a person, and the process dies before a row says so."""
 
         def die(step: str) -> None:
             if step == "outcome-logged":
                 raise OSError("died")
 
+        mail = self._in_doubt(store)
+        steps.arm(die)
+        try:
+            with pytest.raises(OSError, match="died"):
+                resolve(store, mail.event_id, sent=False, again=True)
+        finally:
+            steps.arm(None)
+        return mail
+
+    def test_a_decision_that_only_the_log_knows_is_carried_out_where_it_came_after_the_restore(
+        self, make_store: MakeStore
+    ) -> None:
         with SmtpServer() as server:
             store = make_store(mail_url=server.url)
-            mail = self._in_doubt(store)
-            steps.arm(die)
-            try:
-                with pytest.raises(OSError, match="died"):
-                    resolve(store, mail.event_id, sent=False, again=True)
-            finally:
-                steps.arm(None)
+            mark_restored(store.database, store, run_of(store).topology.derived_logs())
+            self._known_to_the_log_alone(store)
+            assert row(store)["state"] == "UNKNOWN"
+            assert deliver(store).states == {"SENT": 1}
+            assert len(server.inbox) == 1
+
+    @pytest.mark.parametrize("lost", ["nothing", "the rows", "an unknown time"])
+    def test_a_mail_that_a_person_wants_sent_once_more_is_in_doubt_where_that_may_have_been_done(
+        self, make_store: MakeStore, lost: str
+    ) -> None:
+        """Only the log knows of the decision: whoever wrote it died, or its database is lost, or an older one is put back."""
+        with SmtpServer() as server:
+            store = make_store(mail_url=server.url)
+            mail = self._known_to_the_log_alone(store)
             if lost == "the rows":
                 lose_rows(store)
             elif lost == "an unknown time":
